@@ -1,0 +1,26 @@
+"""hf-nas: from a pretrained transformer to a Pareto set of smaller ones.
+
+Importing it also teaches transformers to load models with uneven layers (see `hf_nas.extraction.loading`).
+"""
+
+from hf_nas.elastic import SuperNetwork
+from hf_nas.extraction import extract, install_loader
+from hf_nas.profiling import Parts, SizeTable
+from hf_nas.structures import describe, known_families, register_family
+from hf_nas.subnetwork import SubNetwork
+
+
+__all__ = [
+    "Parts",
+    "SizeTable",
+    "SubNetwork",
+    "SuperNetwork",
+    "describe",
+    "extract",
+    "install_loader",
+    "known_families",
+    "register_family",
+]
+__version__ = "0.1.0.dev0"
+
+install_loader()

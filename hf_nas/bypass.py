@@ -1,0 +1,157 @@
+"""What takes the place of a sub-layer, or of its heads, that a sub-network leaves out.
+
+A skipped sub-layer is the identity, normalisation included: its branch gives zeros and its norm passes through. A
+sub-layer whose units are all gone without being skipped still adds the bias of its output projection.
+"""
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import torch
+from torch import nn
+
+
+@cache
+def _swapped(mixin: type, original: type) -> type:
+    return type(original.__name__, (mixin, original), {"__module__": original.__module__, "original_class": original})
+
+
+def swap_class(module: nn.Module, mixin: type) -> None:
+    """Put the methods of `mixin` before those of the module's class, in place: no parameter changes its name."""
+    module.__class__ = _swapped(mixin, type(module))
+
+
+def restore_class(module: nn.Module) -> None:
+    """Undo [`swap_class`]."""
+    module.__class__ = type(module).original_class
+
+
+def first_argument(args: tuple, kwargs: dict[str, Any]) -> torch.Tensor:
+    """The hidden states a module was called with, whether by position or by name."""
+    return args[0] if args else next(iter(kwargs.values()))
+
+
+def fill_cache(hidden_states: torch.Tensor, kwargs: dict[str, Any], layer_idx: int | None) -> None:
+    """Keep the key-value cache of this layer as long as the others'.
+
+    Caches take the number of tokens seen from their first layer, so a layer without attention stores one number a
+    token there; without it, positions would start at zero again at every generated token.
+    """
+    past = kwargs.get("past_key_values")
+    if past is None or layer_idx is None or kwargs.get("key_value_states") is not None:
+        return
+    past = getattr(past, "self_attention_cache", past)
+    placeholder = hidden_states.new_zeros(hidden_states.shape[0], 1, hidden_states.shape[1], 1)
+    past.update(placeholder, placeholder, layer_idx)
+
+
+def _identity(args, kwargs, layer_idx):
+    return first_argument(args, kwargs)
+
+
+def _residual(args, kwargs, layer_idx):
+    return args[1]
+
+
+def _zeros(args, kwargs, layer_idx):
+    return torch.zeros_like(first_argument(args, kwargs))
+
+
+def _attention_identity(args, kwargs, layer_idx):
+    hidden_states = first_argument(args, kwargs)
+    fill_cache(hidden_states, kwargs, layer_idx)
+    return hidden_states, None
+
+
+def _attention_zeros(args, kwargs, layer_idx):
+    hidden_states = first_argument(args, kwargs)
+    fill_cache(hidden_states, kwargs, layer_idx)
+    return torch.zeros_like(hidden_states), None
+
+
+def _biased_attention_zeros(args, kwargs, layer_idx):
+    return (*_attention_zeros(args, kwargs, layer_idx), None)
+
+
+BYPASSES: dict[str, Callable] = {
+    "identity": _identity,  # f(x) -> x
+    "residual": _residual,  # f(branch, residual) -> residual
+    "zeros": _zeros,  # f(x) -> 0
+    "attention_identity": _attention_identity,  # f(x) -> (x, no attention weights)
+    "attention_zeros": _attention_zeros,  # f(x) -> (0, no attention weights)
+    "biased_attention_zeros": _biased_attention_zeros,  # f(x) -> (0, no position bias, no attention weights)
+}
+
+
+def layer_index(module: nn.Module) -> int | None:
+    """The position in the key-value cache that an attention module, or one inside it, writes to."""
+    return next((m.layer_idx for m in module.modules() if getattr(m, "layer_idx", None) is not None), None)
+
+
+class Bypass(nn.Module):
+    """Stands in a stock model where a sub-layer was removed.
+
+    It holds an empty tensor under the name of a removed weight: a stock class that would build the sub-layer anew
+    then stops at a size mismatch, where a merely missing weight would be drawn at random with a warning.
+    """
+
+    def __init__(self, kind: str, layer_idx: int | None = None):
+        super().__init__()
+        self.kind = kind
+        self.layer_idx = layer_idx
+
+    def mark(self, name: str, shape: torch.Size, dtype: torch.dtype, device: torch.device) -> None:
+        """Register an empty tensor called `name`, in which dots nest."""
+        *parents, leaf = name.split(".")
+        module = self
+        for parent in parents:
+            if not hasattr(module, parent):
+                module.add_module(parent, nn.Module())
+            module = getattr(module, parent)
+        module.register_buffer(leaf, torch.empty(shape, dtype=dtype, device=device))
+
+    def forward(self, *args, **kwargs):
+        return BYPASSES[self.kind](args, kwargs, self.layer_idx)
+
+    def extra_repr(self) -> str:
+        return self.kind
+
+
+def forward_without_heads(module: nn.Module, output: str | None, returns: int, args: tuple, kwargs: dict[str, Any]):
+    """What an attention module without heads gives: the bias of its output projection, if that is inside it."""
+    hidden_states = first_argument(args, kwargs)
+    fill_cache(hidden_states, kwargs, getattr(module, "layer_idx", None))
+    hidden_states = hidden_states[..., :0]
+    if output is not None:
+        hidden_states = module.get_submodule(output)(hidden_states)
+    return (hidden_states,) + (None,) * (returns - 1)
+
+
+class WithoutHeads:
+    """Mixin for an attention module of an extracted model that kept its output bias but no head."""
+
+    output_path: str | None
+    returns: int
+
+    def forward(self, *args, **kwargs):
+        return forward_without_heads(self, self.output_path, self.returns, args, kwargs)
+
+
+class WithoutInputs:
+    """Mixin for a `Conv1D` that lost all its inputs, which the stock class cannot reshape: only its bias is left."""
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        return self.bias.expand(*inputs.shape[:-1], self.nf)
+
+
+class OwnPositionBias:
+    """Mixin for a T5 attention whose heads differ from the other layers': it computes its own position bias.
+
+    Stock T5 computes the bias in the first block and hands it on, which needs the same heads in every block.
+    """
+
+    def forward(self, *args, **kwargs):
+        kwargs["position_bias"] = None
+        attention_output, _, attention_weights = super().forward(*args, **kwargs)
+        return attention_output, None, attention_weights

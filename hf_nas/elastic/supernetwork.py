@@ -1,0 +1,215 @@
+"""The super-network: a stock model that computes as any of its sub-networks, with slices of the shared weights."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from hf_nas.bypass import restore_class, swap_class
+from hf_nas.elastic.modules import (
+    ElasticAttention,
+    ElasticConv1D,
+    ElasticLinear,
+    ElasticPositionBias,
+    Positions,
+    Skippable,
+)
+from hf_nas.ops import output_size, unit_features
+from hf_nas.structures import SubLayer, describe
+from hf_nas.subnetwork import Kept, SubNetwork
+
+
+__all__ = ["SuperNetwork", "is_elastic", "plain_copy_of"]
+
+_STATE = {
+    "active_outputs",
+    "active_inputs",
+    "active_heads",
+    "bypass",
+    "without_heads",
+    "output_path",
+    "returns",
+    "bias_owner",
+    "added_position_bias",
+}
+
+
+def is_elastic(model: nn.Module) -> bool:
+    """Whether a super-network is attached to this model."""
+    return any(hasattr(type(module), "original_class") and _is_ours(module) for module in model.modules())
+
+
+def _is_ours(module: nn.Module) -> bool:
+    mixins = (ElasticLinear, ElasticConv1D, Skippable, ElasticAttention, ElasticPositionBias)
+    return isinstance(module, mixins)
+
+
+def _make_plain(model: nn.Module) -> None:
+    for module in model.modules():
+        if not _is_ours(module):
+            continue
+        for attribute, value in module.__dict__.pop("stock_attributes", {}).items():
+            setattr(module, attribute, value)
+        while _is_ours(module):
+            restore_class(module)
+        for name in _STATE:
+            module.__dict__.pop(name, None)
+
+
+def plain_copy_of(model: PreTrainedModel) -> PreTrainedModel:
+    """A deep copy of a model without the super-network attached to it, if any."""
+    import copy
+
+    duplicate = copy.deepcopy(model)
+    _make_plain(duplicate)
+    return duplicate
+
+
+class SuperNetwork:
+    """Attaches elastic execution to a stock model.
+
+    The model keeps its class, its parameters and their names; [`activate`] sets a few attributes, and the next forward
+    pass computes as the sub-network, in slices and without the skipped sub-layers. [`detach`] removes every trace.
+
+    Activate only between a backward pass and the next forward pass: gradient checkpointing recomputes with what is
+    active then.
+
+    Args:
+        model: of a known family, on any device.
+
+    Raises:
+        ValueError: if the family is not known or a super-network is attached already.
+    """
+
+    def __init__(self, model: PreTrainedModel):
+        if is_elastic(model):
+            raise ValueError(f"A super-network is attached to this {type(model).__name__} already; detach it first.")
+        self.model = model
+        self.structure = describe(model)
+        self.full = SubNetwork.full(self.structure)
+        self._setters = [self._attach(sub_layer) for sub_layer in self.structure]
+        self._positions = lru_cache(maxsize=4096)(_positions)
+        self._active = self.full
+
+    @property
+    def active(self) -> SubNetwork:
+        """The sub-network the model computes as."""
+        return self._active
+
+    def activate(self, sub_network: SubNetwork) -> None:
+        """Compute as this sub-network from now on.
+
+        Raises:
+            ValueError: if it belongs to another model.
+        """
+        if sub_network is self._active:
+            return
+        if sub_network.names is not self.full.names or sub_network.units is not self.full.units:
+            sub_network.check(self.structure)
+        for setter, new, old in zip(self._setters, sub_network.kept, self._active.kept):
+            if setter is not None and new != old:
+                setter.set(new, self._positions)
+        self._active = sub_network
+
+    @contextmanager
+    def activated(self, sub_network: SubNetwork) -> Iterator[PreTrainedModel]:
+        """Compute as this sub-network within the block, and as before after it."""
+        before = self._active
+        self.activate(sub_network)
+        try:
+            yield self.model
+        finally:
+            self.activate(before)
+
+    def detach(self) -> None:
+        """Give the model back as it was: same classes, same attributes, weights untouched."""
+        _make_plain(self.model)
+
+    def __enter__(self) -> "SuperNetwork":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.detach()
+
+    def _attach(self, sub_layer: SubLayer) -> "_SubLayerSetter | None":
+        if sub_layer.skipped:
+            return None
+        base = self.model.base_model
+        layout = sub_layer.layout
+        for path in (*layout.writers, layout.reader):
+            module = sub_layer.module(base, path)
+            swap_class(module, ElasticLinear if isinstance(module, nn.Linear) else ElasticConv1D)
+        if layout.is_attention:
+            core = sub_layer.module(base, layout.core)
+            core.output_path, core.returns = layout.output_in_core, layout.returns
+            core.stock_attributes = {name: getattr(core, name) for name in layout.attributes}
+            if layout.hands_on_bias:
+                self._attach_position_bias(base, sub_layer, core)
+            swap_class(core, ElasticAttention)
+        for path, _ in layout.bypass:
+            swap_class(sub_layer.module(base, path), Skippable)
+        return _SubLayerSetter(base, sub_layer)
+
+    def _attach_position_bias(self, base: nn.Module, sub_layer: SubLayer, core: nn.Module) -> None:
+        if sub_layer.layout.position_bias:
+            core.stock_attributes["has_relative_attention_bias"] = core.has_relative_attention_bias
+            owner = core
+            if not core.has_relative_attention_bias:
+                first = sub_layer.path.rsplit(".", 1)[0] + ".0"
+                owner = base.get_submodule(f"{first}.{sub_layer.layout.core}")
+                core.has_relative_attention_bias = True
+            # In a tuple, so that it does not become a sub-module and change the names of the state dict.
+            core.bias_owner = (owner,)
+        swap_class(core, ElasticPositionBias)
+
+
+def _positions(kept: Kept, features: int, total: int, fused: int, device: torch.device) -> Positions:
+    """What a projection of `total` units keeps, as a prefix where it is one and as positions elsewhere."""
+    if isinstance(kept, int):
+        if kept == total:
+            return None
+        if fused == 1:
+            return kept * features
+        units = torch.arange(kept)
+    else:
+        units = torch.tensor(kept, dtype=torch.long)
+    return unit_features(units, features, total, fused).to(device)
+
+
+class _SubLayerSetter:
+    """Switches the modules of one sub-layer."""
+
+    def __init__(self, base: nn.Module, sub_layer: SubLayer):
+        layout = sub_layer.layout
+        self.units = sub_layer.units
+        self.writers = [sub_layer.module(base, path) for path in layout.writers]
+        self.writer_features = [output_size(w) // (layout.fused * max(self.units, 1)) for w in self.writers]
+        self.fused = layout.fused
+        self.reader = sub_layer.module(base, layout.reader)
+        self.reader_features = sub_layer.features
+        self.bypasses = [(sub_layer.module(base, path), kind) for path, kind in layout.bypass]
+        self.core = sub_layer.module(base, layout.core) if layout.is_attention else None
+        self.position_bias = layout.position_bias
+
+    def set(self, kept: Kept, positions) -> None:
+        for module, kind in self.bypasses:
+            module.bypass = kind if kept is None else None
+        if kept is None:
+            return
+        device = self.reader.weight.device
+        for writer, features in zip(self.writers, self.writer_features):
+            writer.active_outputs = positions(kept, features, self.units, self.fused, device)
+        self.reader.active_inputs = positions(kept, self.reader_features, self.units, 1, device)
+        if self.core is None:
+            return
+        count = kept if isinstance(kept, int) else len(kept)
+        self.core.without_heads = count == 0
+        for attribute, value in self.core.stock_attributes.items():
+            if not isinstance(value, bool):
+                setattr(self.core, attribute, value * count // max(self.units, 1))
+        if self.position_bias:
+            self.core.active_heads = positions(kept, 1, self.units, 1, device)

@@ -1,0 +1,98 @@
+"""Make a small stand-alone model of a sub-network."""
+
+import copy
+
+import torch
+from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.initialization import no_init_weights
+
+from hf_nas.elastic import plain_copy_of
+from hf_nas.extraction.sizes import set_uneven_sizes, set_uniform_sizes
+from hf_nas.resize import own_position_bias, resize
+from hf_nas.structures import ModelStructure, describe
+from hf_nas.subnetwork import SubNetwork
+
+
+def extract(model: PreTrainedModel, sub_network: SubNetwork) -> PreTrainedModel:
+    """Make a small stand-alone model of a sub-network; the given model, elastic or not, stays as it is.
+
+    The result has the same class, computes the same function and is smaller in memory and time. Where the stock
+    configuration can state its sizes it is a plain stock model; else they are in `config.per_layer_config`.
+
+    Args:
+        model: the trained model.
+        sub_network: of this model.
+
+    Raises:
+        ValueError: if the sub-network belongs to another model.
+    """
+    small = plain_copy_of(model)
+    structure = describe(small)
+    sub_network.check(structure)
+    kept = dict(sub_network.items())
+    _check_layer_scaling(small, structure, kept)
+    own_bias = own_position_bias(structure, kept)
+    config = copy.deepcopy(small.config)
+    resize(small, structure, kept, own_bias)
+    weights = small.state_dict()
+    config = _stock_config(type(model), config, structure, kept, weights) or _uneven_config(
+        config, structure, kept, own_bias
+    )
+    return _assemble(small, config, weights)
+
+
+def _check_layer_scaling(model: PreTrainedModel, structure: ModelStructure, kept: dict) -> None:
+    from hf_nas.resize import removed_layers
+
+    removed = any(removed_layers(structure, kept).values())
+    if removed and getattr(model.config, "scale_attn_by_inverse_layer_idx", False):
+        raise ValueError(
+            f"This {model.config.model_type} model has scale_attn_by_inverse_layer_idx=True, which ties each layer's "
+            "attention to its position, so whole layers cannot be removed; keep a unit in every layer."
+        )
+
+
+def _stock_config(
+    model_class: type[PreTrainedModel],
+    config: PreTrainedConfig,
+    structure: ModelStructure,
+    kept: dict,
+    weights: dict[str, torch.Tensor],
+) -> PreTrainedConfig | None:
+    """The stock configuration with these sizes, or None if there is none: a stock model is built to find out."""
+    candidate = copy.deepcopy(config)
+    candidate.per_layer_config = None
+    if hasattr(candidate, "hf_nas_per_layer_config"):
+        delattr(candidate, "hf_nas_per_layer_config")
+    try:
+        if not set_uniform_sizes(candidate, structure, kept):
+            return None
+        candidate = type(candidate).from_dict(candidate.to_dict())
+        candidate._attn_implementation = config._attn_implementation
+        with torch.device("meta"):
+            stock = model_class(candidate)
+    except Exception as error:  # a constructor or validator that refuses these sizes, each in its own way
+        del error
+        return None
+    shapes = {name: tensor.shape for name, tensor in stock.state_dict().items()}
+    return candidate if shapes == {name: tensor.shape for name, tensor in weights.items()} else None
+
+
+def _uneven_config(
+    config: PreTrainedConfig, structure: ModelStructure, kept: dict, own_bias: dict[str, bool]
+) -> PreTrainedConfig:
+    config.per_layer_config = None
+    set_uneven_sizes(config, structure, kept, own_bias)
+    return config
+
+
+def _assemble(small: PreTrainedModel, config: PreTrainedConfig, weights: dict[str, torch.Tensor]) -> PreTrainedModel:
+    """Build the model as a loader would, so that what is handed out is what a reader of the files gets."""
+    with no_init_weights():
+        model = type(small)(config)
+    model.load_state_dict(weights, strict=True, assign=True)
+    model.tie_weights()
+    model.to(small.device)
+    if small.can_generate():
+        model.generation_config = copy.deepcopy(small.generation_config)
+    return model.eval()

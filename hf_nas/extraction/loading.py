@@ -1,0 +1,48 @@
+"""Makes every transformers loading route build models with per-layer sizes.
+
+`import hf_nas` wraps two methods of `PreTrainedModel`, through which the plain constructor, `from_config`,
+`from_pretrained`, the Auto classes and `pipeline` all go. A model without such sizes, or of a family that hf-nas does
+not know (some newer ones read the sizes themselves), passes through untouched.
+"""
+
+from functools import wraps
+
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from hf_nas.extraction.sizes import STACKS_FIELD, build_sizes, hide_sizes
+from hf_nas.structures import Family, family_of
+
+
+def _family_or_none(config: PreTrainedConfig) -> Family | None:
+    try:
+        return family_of(config)
+    except ValueError:
+        return None
+
+
+def install_loader() -> None:
+    """Wrap `PreTrainedModel.__init__` and `post_init`; a second call does nothing."""
+    if hasattr(PreTrainedModel.__init__, "hf_nas_original"):
+        return
+    stock_init, stock_post_init = PreTrainedModel.__init__, PreTrainedModel.post_init
+
+    @wraps(stock_init)
+    def init(self, config, *args, **kwargs):
+        if getattr(config, "is_heterogeneous", False) and _family_or_none(config) is not None:
+            hide_sizes(config, self)
+        elif isinstance(config, PreTrainedConfig) and "_hf_nas_pending_sizes" in config.__dict__:
+            hide_sizes(config, self)
+        stock_init(self, config, *args, **kwargs)
+
+    @wraps(stock_post_init)
+    def post_init(self):
+        stock_post_init(self)
+        if "_hf_nas_pending_sizes" in self.config.__dict__ or hasattr(self.config, STACKS_FIELD):
+            family = _family_or_none(self.config)
+            if family is not None:
+                build_sizes(self, family)
+
+    init.hf_nas_original = stock_init
+    post_init.hf_nas_original = stock_post_init
+    PreTrainedModel.__init__ = init
+    PreTrainedModel.post_init = post_init

@@ -1,0 +1,180 @@
+"""The sizes of an extracted model in its configuration, and building a model to them.
+
+Models with one layer list state uneven sizes in transformers' own field, `config.per_layer_config`. Encoder-decoders
+have two lists, for which that field has no room: theirs are in `config.hf_nas_per_layer_config`, by stack, with the
+same entries. Transformers 5 records the field but its models ignore or refuse it; `hide_sizes` and `build_sizes` are
+the missing half.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.integrations.heterogeneity.configuration_utils import AmbiguousGlobalPerLayerAttributeError
+
+from hf_nas.resize import removed_layers, resize
+from hf_nas.structures.base import Family, ModelStructure, SubLayer, SubLayerLayout, describe_with
+
+
+STACKS_FIELD = "hf_nas_per_layer_config"
+_PENDING = "_hf_nas_pending_sizes"
+_SKIP_NAMES = {"attention": "attention", "feed_forward": "mlp", "cross_attention": "cross_attention"}
+
+
+def _count(kept: Any) -> int:
+    return kept if isinstance(kept, int) else len(kept or ())
+
+
+def _field_names(layout: SubLayerLayout) -> list[str]:
+    prefix = "cross_attention_" if layout.kind == "cross_attention" else ""
+    return [prefix + field for field in layout.sizes]
+
+
+def _field_values(config: PreTrainedConfig, layout: SubLayerLayout, units: int) -> list[int]:
+    """Values of the layout's size fields for so many units: the others keep their ratio to the first."""
+    values = [config._getattr_without_heterogeneous_validation(field) for field in layout.sizes]
+    return [units if value is None or i == 0 else value // values[0] * units for i, value in enumerate(values)]
+
+
+def _layer_entry(config: PreTrainedConfig, sub_layers: list[SubLayer], kept: Mapping[str, Any]) -> dict[str, Any]:
+    entry: dict[str, Any] = {}
+    for sub_layer in sub_layers:
+        choice = kept[sub_layer.name]
+        # A size of 0 stands beside each skip, so that a reader who ignores `skip` meets a contradiction.
+        entry.update(
+            zip(_field_names(sub_layer.layout), _field_values(config, sub_layer.layout, _count(choice)), strict=True)
+        )
+        if choice is None:
+            entry.setdefault("skip", []).append(_SKIP_NAMES[sub_layer.kind])
+    return entry
+
+
+def _fix_head_size(config: PreTrainedConfig, structure: ModelStructure) -> None:
+    """Write down a head size that the configuration leaves to be derived from the number of heads."""
+    for sub_layer in structure:
+        field = sub_layer.layout.head_size_field
+        if field and getattr(config, field, None) is None:
+            heads = config._getattr_without_heterogeneous_validation("num_attention_heads")
+            setattr(config, field, config.hidden_size // heads)
+
+
+def set_depth(config: PreTrainedConfig, structure: ModelStructure, removed: Mapping[str, tuple[int, ...]]) -> None:
+    """Take removed layers out of the configuration: its depths, and `layer_types` where it has one a layer."""
+    for stack in structure.family.stacks:
+        depth = structure.depths.get(stack.name, 0)
+        gone = removed.get(stack.name, ())
+        if not gone:
+            continue
+        setattr(config, stack.depth, depth - len(gone))
+        layer_types = getattr(config, "layer_types", None)
+        if layer_types is not None and len(structure.family.stacks) == 1:
+            config.layer_types = [kind for index, kind in enumerate(layer_types) if index not in gone]
+
+
+def set_uniform_sizes(config: PreTrainedConfig, structure: ModelStructure, kept: Mapping[str, Any]) -> bool:
+    """State the sizes in the stock fields, if each field has one value in all layers; else change nothing."""
+    _fix_head_size(config, structure)
+    removed = removed_layers(structure, kept)
+    values: dict[str, set[int]] = {}
+    for sub_layer in structure:
+        if sub_layer.layer in removed[sub_layer.stack]:
+            continue
+        choice = kept[sub_layer.name]
+        if not _count(choice):
+            return False
+        fields = zip(sub_layer.layout.sizes, _field_values(config, sub_layer.layout, _count(choice)), strict=True)
+        for field, value in fields:
+            values.setdefault(field, set()).add(value)
+    if any(len(found) > 1 for found in values.values()):
+        return False
+    for field, found in values.items():
+        setattr(config, field, found.pop())
+    set_depth(config, structure, removed)
+    return True
+
+
+def set_uneven_sizes(
+    config: PreTrainedConfig, structure: ModelStructure, kept: Mapping[str, Any], own_bias: Mapping[str, bool]
+) -> None:
+    """State the sizes layer by layer, in `per_layer_config` or, for an encoder-decoder, by stack."""
+    _fix_head_size(config, structure)
+    removed = removed_layers(structure, kept)
+    stacks: dict[str, dict[str, Any]] = {}
+    for stack, depth in structure.depths.items():
+        remaining = [index for index in range(depth) if index not in removed[stack]]
+        stacks[stack] = {}
+        for new, old in enumerate(remaining):
+            sub_layers = [s for s in structure.stack(stack) if s.layer == old]
+            stacks[stack][str(new)] = _layer_entry(config, sub_layers, kept)
+    set_depth(config, structure, removed)
+    if len(structure.family.stacks) == 1:
+        config.per_layer_config = next(iter(stacks.values()))
+        try:
+            config.validate()
+        except AmbiguousGlobalPerLayerAttributeError:
+            # Some validators (Llama's) read the global head count; without this they could neither save nor load.
+            config.allow_global_per_layer_attribute_access = True
+    else:
+        sizes = {name: {"own_position_bias": own_bias[name], "layers": layers} for name, layers in stacks.items()}
+        setattr(config, STACKS_FIELD, sizes)
+
+
+def _read_entries(config: PreTrainedConfig, family: Family) -> dict[str, dict[str, Any]] | None:
+    if len(family.stacks) > 1:
+        return getattr(config, STACKS_FIELD, None)
+    pending = config.__dict__.get(_PENDING)
+    spec = pending[0] if pending else config.__dict__.get("_heterogeneity_spec")
+    if spec is None:
+        return None
+    layers = {str(index): entry for index, entry in spec.per_layer_overrides.items()}
+    return {family.stacks[0].name: {"own_position_bias": False, "layers": layers}}
+
+
+def read_sizes(
+    config: PreTrainedConfig, structure: ModelStructure
+) -> tuple[dict[str, int | None], dict[str, bool]] | None:
+    """The sizes a configuration states: units kept by sub-layer (None: skipped), and own position biases by stack.
+
+    Returns None for a stock configuration.
+    """
+    stacks = _read_entries(config, structure.family)
+    if stacks is None:
+        return None
+    kept: dict[str, int | None] = {}
+    for sub_layer in structure:
+        entry = stacks[sub_layer.stack]["layers"].get(str(sub_layer.layer), {})
+        if _SKIP_NAMES[sub_layer.kind] in entry.get("skip", ()):
+            kept[sub_layer.name] = None
+        else:
+            kept[sub_layer.name] = entry.get(_field_names(sub_layer.layout)[0], sub_layer.units)
+    return kept, {name: entry["own_position_bias"] for name, entry in stacks.items()}
+
+
+def hide_sizes(config: PreTrainedConfig, model: PreTrainedModel) -> None:
+    """Hide per-layer sizes while a stock constructor, which refuses them, builds all layers alike."""
+    pending = config.__dict__.get(_PENDING)
+    if pending is None and (spec := config.__dict__.pop("_heterogeneity_spec", None)) is not None:
+        pending = (spec, id(config), id(model))
+    elif pending is not None and pending[1] != id(config):
+        # The configuration was copied for an inner model, which then has to restore its copy by itself.
+        pending = (pending[0], id(config), id(model))
+    if pending is not None:
+        config.__dict__[_PENDING] = pending
+
+
+def build_sizes(model: PreTrainedModel, family: Family) -> None:
+    """Cut a model that was just built with equal layers to the sizes its configuration states; then show them again.
+
+    Does nothing to a model that has these sizes already.
+    """
+    config = model.config
+    structure = describe_with(family, model)
+    sizes = read_sizes(config, structure)
+    if sizes is not None and structure.sub_layers:
+        kept, own_bias = sizes
+        if any(s.skipped != (kept[s.name] is None) or s.units != _count(kept[s.name]) for s in structure):
+            resize(model, structure, kept, own_bias, drop_layers=False)
+    pending = config.__dict__.get(_PENDING)
+    if pending is not None and pending[2] == id(model):
+        del config.__dict__[_PENDING]
+        config.__dict__["_heterogeneity_spec"] = pending[0]

@@ -1,0 +1,192 @@
+"""Exact parameter and MAC counts of sub-networks, as integers, from one pass over the model."""
+
+from dataclasses import dataclass, replace
+
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from hf_nas.ops import output_size
+from hf_nas.resize import own_position_bias
+from hf_nas.structures import ModelStructure, SubLayer, describe
+from hf_nas.subnetwork import SubNetwork, kept_ids
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Which parameters count.
+
+    Three definitions of the size of a pruned encoder are in circulation: the attention and feed-forward weights and
+    biases (`Parts(embeddings=False, norms=False, heads=False)`), the same with their norms
+    (`Parts.encoder()`), and that with pooler and task head (`Parts(embeddings=False)`).
+
+    Args:
+        embeddings: all embedding tables and their norm; a table tied to the output head counts once, here.
+        norms: normalisation weights and biases.
+        heads: everything else outside the layers: pooler, task head, final norms.
+        biases: biases of the projections.
+    """
+
+    embeddings: bool = True
+    norms: bool = True
+    heads: bool = True
+    biases: bool = True
+
+    @classmethod
+    def encoder(cls) -> "Parts":
+        """Everything inside the layers and nothing else."""
+        return cls(embeddings=False, heads=False)
+
+
+@dataclass(frozen=True)
+class _Cost:
+    weight: int = 0
+    bias: int = 0
+    norm: int = 0
+
+    def total(self, parts: Parts) -> int:
+        return self.weight + self.bias * parts.biases + self.norm * parts.norms
+
+
+@dataclass(frozen=True)
+class _SubLayerCost:
+    per_unit: _Cost  # of one head or neuron
+    fixed: _Cost  # of the sub-layer, as long as it is not skipped
+    inputs: int  # MACs a unit and token that read the sub-layer's own input (query, output, feed-forward)
+    memory: int  # MACs a unit and token that read the encoder output (keys and values of cross-attention)
+    attention: int  # MACs a unit and pair of tokens
+    position_bias: int  # parameters of a relative position bias a head
+
+
+def _is_norm(module: nn.Module) -> bool:
+    return "norm" in type(module).__name__.lower()
+
+
+def _outside(model: PreTrainedModel, structure: ModelStructure) -> tuple[_Cost, _Cost, int, int]:
+    """Embeddings, heads, and the MACs of the heads a sequence and a token."""
+    base = model.base_model
+    inside = {id(p) for s in structure for p in base.get_submodule(s.path).parameters()}
+    embeddings, heads = _Cost(), _Cost()
+    macs_sequence = macs_token = 0
+    seen = set(inside)
+    one_vector = any(word in type(model).__name__ for word in ("SequenceClassification", "MultipleChoice"))
+    modules = sorted(model.named_modules(), key=lambda item: not isinstance(item[1], nn.Embedding))
+    for name, module in modules:
+        own = [(n, p) for n, p in module.named_parameters(recurse=False) if id(p) not in seen]
+        if isinstance(module, nn.Linear | Conv1D) and not any(id(p) in inside for p in module.parameters(False)):
+            if one_vector or "pooler" in name:
+                macs_sequence += module.weight.numel()
+            else:
+                macs_token += module.weight.numel()
+        seen.update(id(p) for _, p in own)
+        in_embeddings = isinstance(module, nn.Embedding) or "embed" in name or name.endswith(("wte", "wpe", "shared"))
+        for parameter_name, parameter in own:
+            size = parameter.numel()
+            if in_embeddings:
+                embeddings = replace(embeddings, weight=embeddings.weight + size)
+            elif _is_norm(module):
+                heads = replace(heads, norm=heads.norm + size)
+            elif parameter_name.endswith("bias"):
+                heads = replace(heads, bias=heads.bias + size)
+            else:
+                heads = replace(heads, weight=heads.weight + size)
+    return embeddings, heads, macs_sequence, macs_token
+
+
+def _sub_layer_cost(model: PreTrainedModel, sub_layer: SubLayer) -> _SubLayerCost:
+    if sub_layer.skipped:
+        return _SubLayerCost(_Cost(), _Cost(), 0, 0, 0, 0)
+    base, layout = model.base_model, sub_layer.layout
+    writers = [sub_layer.module(base, path) for path in layout.writers]
+    reader = sub_layer.module(base, layout.reader)
+    norms = sum(p.numel() for path in layout.norms for p in sub_layer.module(base, path).parameters())
+    units = max(sub_layer.units, 1)
+    weights = [writer.weight.numel() // units for writer in writers]
+    reader_weight = reader.weight.numel() // units
+    biases = sum(output_size(w) // units for w in writers if getattr(w, "bias", None) is not None)
+    reader_bias = 0 if getattr(reader, "bias", None) is None else reader.bias.numel()
+    # Norms of single heads (Qwen3) are shared by all of them, so they stay as long as the sub-layer does.
+    core = sub_layer.module(base, layout.core) if layout.is_attention else None
+    head_norms = 0
+    if core is not None:
+        head_norms = sum(p.numel() for m in core.modules() if _is_norm(m) for p in m.parameters(recurse=False))
+        head_norms -= sum(
+            p.numel() for path in layout.norms if path.startswith(layout.core + ".")
+            for p in sub_layer.module(base, path).parameters()
+        )  # fmt: skip
+    from_memory = sum(weights[1:]) if layout.kind == "cross_attention" else 0
+    return _SubLayerCost(
+        per_unit=_Cost(weight=sum(weights) + reader_weight, bias=biases),
+        fixed=_Cost(bias=reader_bias, norm=norms + head_norms),
+        inputs=sum(weights) + reader_weight - from_memory,
+        memory=from_memory,
+        attention=2 * sub_layer.features if layout.is_attention else 0,
+        position_bias=core.relative_attention_num_buckets if layout.position_bias else 0,
+    )
+
+
+class SizeTable:
+    """Counts parameters and MACs of the sub-networks of one model.
+
+    Built once from the model (the meta device will do); each count is then a sum over the sub-layers. The parameter
+    count equals the number of elements of the extracted model.
+    """
+
+    def __init__(self, model: PreTrainedModel):
+        self.structure = describe(model)
+        self._costs = tuple(_sub_layer_cost(model, sub_layer) for sub_layer in self.structure)
+        self._embeddings, self._heads, self._macs_sequence, self._macs_token = _outside(model, self.structure)
+
+    def parameters(self, sub_network: SubNetwork, parts: Parts = Parts()) -> int:
+        """Number of parameters of a sub-network.
+
+        Args:
+            sub_network: of the model this table was built from.
+            parts: which parameters count; by default all.
+        """
+        total = self._embeddings.total(replace(parts, norms=True, biases=True)) if parts.embeddings else 0
+        total += self._heads.total(parts) if parts.heads else 0
+        for cost, count in zip(self._costs, sub_network.counts(), strict=True):
+            if count is not None:
+                total += count * cost.per_unit.total(parts) + cost.fixed.total(parts)
+        return total + self._position_bias(sub_network)
+
+    def _position_bias(self, sub_network: SubNetwork) -> int:
+        """Relative position biases (T5): one table a stack, or one a layer where their heads differ."""
+        kept = dict(sub_network.items())
+        own = own_position_bias(self.structure, kept)
+        total = 0
+        for stack, has_own in own.items():
+            tables = [
+                cost.position_bias * len(kept_ids(kept[sub_layer.name]))
+                for sub_layer, cost in zip(self.structure, self._costs)
+                if sub_layer.stack == stack and cost.position_bias
+            ]
+            total += sum(tables) if has_own else max(tables, default=0)
+        return total
+
+    def macs(self, sub_network: SubNetwork, sequence_length: int, decoder_length: int | None = None) -> int:
+        """Multiply-accumulate operations of one forward pass over one sequence.
+
+        Matrix products only: projections, attention scores and their application, pooler and head. Embeddings,
+        softmax, norms, biases and activations count nothing (the convention of NNCF). A pooler or classifier reads
+        one vector, other heads read every token.
+
+        Args:
+            sub_network: of the model this table was built from.
+            sequence_length: number of tokens, of the encoder if there is one.
+            decoder_length: number of tokens of the decoder of an encoder-decoder, by default the same.
+        """
+        lengths = {"encoder": sequence_length, "decoder": sequence_length}
+        encoder_decoder = len(self.structure.family.stacks) > 1
+        if encoder_decoder and decoder_length is not None:
+            lengths["decoder"] = decoder_length
+        head_length = lengths[self.structure.family.stacks[-1].name]
+        total = self._macs_sequence + head_length * self._macs_token
+        for sub_layer, cost, count in zip(self.structure, self._costs, sub_network.counts(), strict=True):
+            if not count:
+                continue
+            length = lengths.get(sub_layer.stack, sequence_length)
+            keys = sequence_length if sub_layer.kind == "cross_attention" else length
+            total += count * (length * cost.inputs + keys * cost.memory + length * keys * cost.attention)
+        return total

@@ -1,0 +1,158 @@
+"""Give a freshly built or a trained stock model the sizes of a sub-network, in place.
+
+The same function makes an extracted model out of a trained one and builds the empty shell that its weights are loaded
+into: only the weights differ.
+"""
+
+from collections.abc import Mapping
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from hf_nas.bypass import Bypass, OwnPositionBias, WithoutHeads, WithoutInputs, layer_index, swap_class
+from hf_nas.ops import keep_inputs, keep_outputs, output_size, unit_features
+from hf_nas.structures.base import ModelStructure, SubLayer, find_layers
+
+
+def removed_layers(structure: ModelStructure, kept: Mapping[str, object]) -> dict[str, tuple[int, ...]]:
+    """Layers of each stack in which every sub-layer is skipped.
+
+    A stack that would lose all its layers keeps the first one, bypassed: caches and layer lists cannot be empty.
+    """
+    removed = {}
+    for stack, depth in structure.depths.items():
+        sub_layers = structure.stack(stack)
+        gone = [i for i in range(depth) if all(kept[s.name] is None for s in sub_layers if s.layer == i)]
+        removed[stack] = tuple(gone[1:] if len(gone) == depth else gone)
+    return removed
+
+
+def own_position_bias(structure: ModelStructure, kept: Mapping[str, object]) -> dict[str, bool]:
+    """For each stack, whether its attentions need position biases of their own (T5).
+
+    The first layer's bias serves all only while all of them keep the same heads. Cross-attentions, whose bias is zero,
+    hand it on in the same way.
+    """
+    removed = removed_layers(structure, kept)
+    own = {}
+    for stack in structure.depths:
+        heads: dict[str, set] = {}
+        for sub_layer in structure.stack(stack):
+            if sub_layer.layout.hands_on_bias and sub_layer.layer not in removed[stack]:
+                heads.setdefault(sub_layer.kind, set()).add(kept[sub_layer.name])
+        own[stack] = any(len(choices) > 1 or choices & {None, 0} for choices in heads.values())
+    return own
+
+
+def resize(
+    model: PreTrainedModel,
+    structure: ModelStructure,
+    kept: Mapping[str, object],
+    own_bias: Mapping[str, bool],
+    drop_layers: bool = True,
+) -> None:
+    """Cut a model down to a sub-network, in place.
+
+    Args:
+        model: described by `structure`.
+        structure: its structure.
+        kept: by name of every sub-layer, the number of units, their ids, or None (skipped).
+        own_bias: by stack, whether its self-attentions get relative position biases of their own.
+        drop_layers: whether layers whose sub-layers are all skipped leave the layer list, which renumbers the rest.
+    """
+    base = model.base_model
+    removed = removed_layers(structure, kept) if drop_layers else {}
+    for stack in structure.family.stacks:
+        if 0 in removed.get(stack.name, ()) and not own_bias[stack.name]:
+            _move_position_bias(base, structure.stack(stack.name), removed[stack.name])
+    for sub_layer in structure:
+        if sub_layer.layout.hands_on_bias and not sub_layer.skipped and own_bias[sub_layer.stack]:
+            _give_own_position_bias(base, sub_layer)
+    for sub_layer in structure:
+        if not sub_layer.skipped:
+            _resize_sub_layer(base, sub_layer, kept[sub_layer.name])
+    for stack in structure.family.stacks:
+        if removed.get(stack.name):
+            _drop(base, stack.path, removed[stack.name])
+
+
+def _move_position_bias(base: nn.Module, sub_layers: tuple[SubLayer, ...], removed: tuple[int, ...]) -> None:
+    """Hand a shared relative position bias from the first layer to the one that becomes the first."""
+    biased = [sub_layer for sub_layer in sub_layers if sub_layer.layout.position_bias]
+    if not biased:
+        return
+    old = biased[0].module(base, biased[0].layout.core)
+    first = next(sub_layer for sub_layer in biased if sub_layer.layer not in removed)
+    new = first.module(base, first.layout.core)
+    new.relative_attention_bias = old.relative_attention_bias
+    new.has_relative_attention_bias = True
+
+
+def _give_own_position_bias(base: nn.Module, sub_layer: SubLayer) -> None:
+    core = sub_layer.module(base, sub_layer.layout.core)
+    if isinstance(core, OwnPositionBias):
+        return
+    if sub_layer.layout.position_bias and not core.has_relative_attention_bias:
+        first_layer = sub_layer.path.rsplit(".", 1)[0] + ".0"
+        table = base.get_submodule(f"{first_layer}.{sub_layer.layout.core}").relative_attention_bias
+        own = nn.Embedding(*table.weight.shape, device=table.weight.device, dtype=table.weight.dtype)
+        own.weight = nn.Parameter(table.weight.detach().clone(), requires_grad=table.weight.requires_grad)
+        core.relative_attention_bias = own
+        core.has_relative_attention_bias = True
+    swap_class(core, OwnPositionBias)
+
+
+def _resize_sub_layer(base: nn.Module, sub_layer: SubLayer, kept: object) -> None:
+    if kept is None:
+        _skip(base, sub_layer)
+        return
+    layout = sub_layer.layout
+    units = torch.arange(kept) if isinstance(kept, int) else torch.tensor(kept, dtype=torch.long)
+    if len(units) < sub_layer.units:
+        for path in layout.writers:
+            writer = sub_layer.module(base, path)
+            features = output_size(writer) // (layout.fused * sub_layer.units)
+            keep_outputs(writer, unit_features(units, features, sub_layer.units, layout.fused))
+        reader = sub_layer.module(base, layout.reader)
+        keep_inputs(reader, unit_features(units, sub_layer.features, sub_layer.units))
+        if len(units) == 0 and isinstance(reader, Conv1D):
+            swap_class(reader, WithoutInputs)
+    if not layout.is_attention:
+        return
+    core = sub_layer.module(base, layout.core)
+    for attribute in layout.attributes:
+        setattr(core, attribute, getattr(core, attribute) * len(units) // max(sub_layer.units, 1))
+    if layout.position_bias and core.has_relative_attention_bias and len(units) < sub_layer.units:
+        keep_outputs(core.relative_attention_bias, units)
+    if len(units) == 0 and not isinstance(core, WithoutHeads):
+        core.output_path, core.returns = layout.output_in_core, layout.returns
+        swap_class(core, WithoutHeads)
+
+
+def _skip(base: nn.Module, sub_layer: SubLayer) -> None:
+    layer = base.get_submodule(sub_layer.path)
+    layout = sub_layer.layout
+    writer = layout.writers[0]
+    weight = layer.get_submodule(writer).weight
+    rows = 0 if isinstance(layer.get_submodule(writer), nn.Linear) else 1
+    shape = list(weight.shape)
+    shape[rows] = 0
+    for path, kind in layout.bypass:
+        bypass = Bypass(kind, layer_index(layer.get_submodule(path)))
+        if writer == path or writer.startswith(path + "."):
+            name = f"{writer}.weight".removeprefix(path + ".")
+            bypass.mark(name, torch.Size(shape), weight.dtype, weight.device)
+        layer.set_submodule(path, bypass)
+
+
+def _drop(base: nn.Module, path: str, removed: tuple[int, ...]) -> None:
+    layers = find_layers(base, path)
+    remaining = [layer for index, layer in enumerate(layers) if index not in removed]
+    parent_path, _, name = path.rpartition(".")
+    setattr(base.get_submodule(parent_path), name, nn.ModuleList(remaining))
+    for index, layer in enumerate(remaining):
+        for module in layer.modules():
+            if getattr(module, "layer_idx", None) is not None:
+                module.layer_idx = index

@@ -1,0 +1,200 @@
+"""The vocabulary in which a model family says where its units are, and how a model is described with it."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from torch import nn
+from transformers import PreTrainedModel
+
+from hf_nas.bypass import Bypass
+from hf_nas.ops import input_size, output_size
+
+
+@dataclass(frozen=True)
+class SubLayerLayout:
+    """Where the units of one kind of sub-layer are written and read. Paths start at the layer.
+
+    Args:
+        kind: `"attention"`, `"cross_attention"` or `"feed_forward"`.
+        writers: projections whose output rows write the units; for attention query, key, value, or one fused one.
+        reader: projection whose input columns read the units.
+        norms: normalisations that belong to the sub-layer and go when it is skipped.
+        bypass: what takes the place of which module when the sub-layer is skipped (see `hf_nas.bypass.BYPASSES`).
+        sizes: configuration fields that state its width; the first one counts the units.
+        core: the attention module; it owns `head_size`, the name of the attribute with the features of one head.
+        head_size_field: configuration field that fixes the size of a head apart from the number of heads, if any.
+        attributes: attributes of `core` in proportion to the number of heads.
+        fused: number of blocks fused in each writer.
+        position_bias: whether the attention takes a relative position bias per head from the first layer (T5).
+    """
+
+    kind: str
+    writers: tuple[str, ...]
+    reader: str
+    norms: tuple[str, ...]
+    bypass: tuple[tuple[str, str], ...]
+    sizes: tuple[str, ...]
+    core: str = ""
+    head_size: str = ""
+    head_size_field: str = ""
+    attributes: tuple[str, ...] = ()
+    fused: int = 1
+    position_bias: bool = False
+
+    @property
+    def is_attention(self) -> bool:
+        return self.kind != "feed_forward"
+
+    @property
+    def output_in_core(self) -> str | None:
+        """Path of the output projection from the attention module, if it is inside."""
+        inside = self.is_attention and self.reader.startswith(self.core + ".")
+        return self.reader.removeprefix(self.core + ".") if inside else None
+
+    @property
+    def hands_on_bias(self) -> bool:
+        """Whether the attention returns a position bias that the next layer's attention takes (T5)."""
+        return any(kind == "biased_attention_zeros" for _, kind in self.bypass)
+
+    @property
+    def returns(self) -> int:
+        """Number of values the attention module returns."""
+        return 3 if self.hands_on_bias else 2
+
+
+@dataclass(frozen=True)
+class StackLayout:
+    """One list of equal layers: its name, its path from the base model, the configuration field of its depth."""
+
+    name: str
+    path: str
+    depth: str
+    sub_layers: tuple[SubLayerLayout, ...]
+
+
+@dataclass(frozen=True)
+class Family:
+    """All that hf-nas must know of the models of one `config.model_type`."""
+
+    model_type: str
+    stacks: tuple[StackLayout, ...]
+
+
+@dataclass(frozen=True)
+class SubLayer:
+    """One sub-layer of one model.
+
+    Args:
+        name: e.g. `"encoder.3.attention"`; unique in the model and used as key by sub-networks.
+        stack: name of its stack.
+        layer: index of its layer in the stack.
+        path: path of its layer from the base model.
+        units: number of units, 0 if none is left.
+        features: features of one unit at the reader (1 for a neuron; under grouped-query attention, the query heads
+            of one key-value head together).
+        skipped: whether the sub-layer is already gone from this model.
+        layout: its layout.
+    """
+
+    name: str
+    stack: str
+    layer: int
+    path: str
+    units: int
+    features: int
+    skipped: bool
+    layout: SubLayerLayout
+
+    @property
+    def kind(self) -> str:
+        return self.layout.kind
+
+    def module(self, base_model: nn.Module, path: str) -> nn.Module:
+        """The module at `path` (from the layer)."""
+        return base_model.get_submodule(f"{self.path}.{path}" if path else self.path)
+
+
+@dataclass(frozen=True)
+class ModelStructure:
+    """The map of all units of one model; a value without reference to the model."""
+
+    family: Family
+    sub_layers: tuple[SubLayer, ...]
+
+    @property
+    def model_type(self) -> str:
+        return self.family.model_type
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(sub_layer.name for sub_layer in self.sub_layers)
+
+    def __iter__(self) -> Iterator[SubLayer]:
+        return iter(self.sub_layers)
+
+    def __getitem__(self, name: str) -> SubLayer:
+        for sub_layer in self.sub_layers:
+            if sub_layer.name == name:
+                return sub_layer
+        raise KeyError(name)
+
+    def stack(self, name: str) -> tuple[SubLayer, ...]:
+        """The sub-layers of one stack, in order."""
+        return tuple(sub_layer for sub_layer in self.sub_layers if sub_layer.stack == name)
+
+    @property
+    def depths(self) -> dict[str, int]:
+        """Number of layers of each stack."""
+        depths: dict[str, int] = {}
+        for sub_layer in self.sub_layers:
+            depths[sub_layer.stack] = max(depths.get(sub_layer.stack, 0), sub_layer.layer + 1)
+        return depths
+
+
+def is_skipped(layer: nn.Module, layout: SubLayerLayout) -> bool:
+    """Whether this sub-layer was already replaced by a bypass."""
+    return isinstance(layer.get_submodule(layout.bypass[0][0]), Bypass)
+
+
+def count_units(layer: nn.Module, layout: SubLayerLayout) -> tuple[int, int]:
+    """Number of units of a sub-layer and features of one unit at its reader, read off the weights."""
+    if not layout.is_attention:
+        return input_size(layer.get_submodule(layout.reader)), 1
+    head_size = getattr(layer.get_submodule(layout.core), layout.head_size)
+    # Of query, key and value the last one counts key-value heads, the unit of grouped-query attention.
+    units = output_size(layer.get_submodule(layout.writers[-1])) // (layout.fused * head_size)
+    return units, input_size(layer.get_submodule(layout.reader)) // max(units, 1)
+
+
+def find_layers(base_model: nn.Module, path: str) -> nn.ModuleList | None:
+    """The layer list at `path`, or None in a model without that stack (an encoder taken alone)."""
+    module = base_model
+    for part in path.split("."):
+        module = getattr(module, part, None)
+        if module is None:
+            return None
+    return module if isinstance(module, nn.ModuleList) else None
+
+
+def describe_with(family: Family, model: PreTrainedModel) -> ModelStructure:
+    """Describe a model with the layouts of its family."""
+    base_model = model.base_model
+    sub_layers = []
+    for stack in family.stacks:
+        for index, layer in enumerate(find_layers(base_model, stack.path) or ()):
+            for layout in stack.sub_layers:
+                skipped = is_skipped(layer, layout)
+                units, features = (0, 1) if skipped else count_units(layer, layout)
+                sub_layers.append(
+                    SubLayer(
+                        name=f"{stack.name}.{index}.{layout.kind}",
+                        stack=stack.name,
+                        layer=index,
+                        path=f"{stack.path}.{index}",
+                        units=units,
+                        features=features,
+                        skipped=skipped,
+                        layout=layout,
+                    )
+                )
+    return ModelStructure(family=family, sub_layers=tuple(sub_layers))

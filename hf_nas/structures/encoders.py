@@ -1,0 +1,55 @@
+"""Layouts of encoder families."""
+
+from hf_nas.structures.base import Family, StackLayout, SubLayerLayout
+
+
+def _bert_like(model_type: str) -> Family:
+    # Residual and norm sit inside `attention` and `output`, so skipping replaces these modules as a whole.
+    attention = SubLayerLayout(
+        kind="attention",
+        writers=("attention.self.query", "attention.self.key", "attention.self.value"),
+        reader="attention.output.dense",
+        norms=("attention.output.LayerNorm",),
+        bypass=(("attention", "attention_identity"),),
+        sizes=("num_attention_heads",),
+        core="attention.self",
+        head_size="attention_head_size",
+        attributes=("num_attention_heads", "all_head_size"),
+    )
+    feed_forward = SubLayerLayout(
+        kind="feed_forward",
+        writers=("intermediate.dense",),
+        reader="output.dense",
+        norms=("output.LayerNorm",),
+        bypass=(("intermediate", "identity"), ("output", "residual")),
+        sizes=("intermediate_size",),
+    )
+    return Family(
+        model_type, (StackLayout("encoder", "encoder.layer", "num_hidden_layers", (attention, feed_forward)),)
+    )
+
+
+def _distilbert() -> Family:
+    attention = SubLayerLayout(
+        kind="attention",
+        writers=("attention.q_lin", "attention.k_lin", "attention.v_lin"),
+        reader="attention.out_lin",
+        norms=("sa_layer_norm",),
+        bypass=(("attention", "attention_zeros"), ("sa_layer_norm", "identity")),
+        sizes=("n_heads",),
+        core="attention",
+        head_size="attention_head_size",
+        attributes=("n_heads",),
+    )
+    feed_forward = SubLayerLayout(
+        kind="feed_forward",
+        writers=("ffn.lin1",),
+        reader="ffn.lin2",
+        norms=("output_layer_norm",),
+        bypass=(("ffn", "zeros"), ("output_layer_norm", "identity")),
+        sizes=("hidden_dim",),
+    )
+    return Family("distilbert", (StackLayout("encoder", "transformer.layer", "n_layers", (attention, feed_forward)),))
+
+
+FAMILIES = (_bert_like("bert"), _bert_like("roberta"), _bert_like("electra"), _distilbert())

@@ -1,0 +1,164 @@
+"""The sub-network: which units of a model are kept. An immutable, hashable value that every method ends in."""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hf_nas.files import write_json
+from hf_nas.structures import ModelStructure, SubLayer
+
+
+__all__ = ["Kept", "SubNetwork", "kept_ids"]
+
+FILE_NAME = "sub_network.json"
+_FORMAT = "hf_nas.sub_network/1"
+
+# The first k units, these units, or None: the sub-layer is skipped, normalisation included.
+Kept = int | tuple[int, ...] | None
+
+
+def kept_ids(kept: Kept) -> Sequence[int]:
+    """Ids of the kept units; none for a skipped sub-layer."""
+    if kept is None:
+        return ()
+    return range(kept) if isinstance(kept, int) else kept
+
+
+def _canonical(sub_layer: SubLayer, kept: Any) -> Kept:
+    units, name = sub_layer.units, sub_layer.name
+    if kept is None:
+        return None
+    if isinstance(kept, bool) or not isinstance(kept, int | Iterable) or isinstance(kept, str):
+        raise ValueError(
+            f"Sub-layer {name!r} is given {kept!r}; give a number of units, a list of unit ids, or None to skip it."
+        )
+    if sub_layer.skipped:
+        raise ValueError(f"Sub-layer {name!r} is gone from this model already, so it can only be None; got {kept!r}.")
+    if isinstance(kept, int):
+        if not 0 <= kept <= units:
+            raise ValueError(f"Sub-layer {name!r} has {units} units but {kept} are asked for; choose 0 to {units}.")
+        return kept
+    ids = tuple(sorted(int(unit) for unit in kept))
+    if len(set(ids)) < len(ids) or (ids and not 0 <= ids[0] <= ids[-1] < units):
+        raise ValueError(
+            f"Sub-layer {name!r} has units 0 to {units - 1} but is given the ids {list(ids)[:8]}...; "
+            "give each kept unit once."
+        )
+    return len(ids) if not ids or ids[-1] == len(ids) - 1 else ids
+
+
+@dataclass(frozen=True)
+class SubNetwork:
+    """A choice of units: one entry for each sub-layer of a model's structure.
+
+    Build one with [`SubNetwork.full`], [`SubNetwork.of`] or [`SubNetwork.from_dict`]; these bring it into canonical
+    form, in which equal choices are equal values.
+
+    Args:
+        model_type: family of the model.
+        units: number of units of each sub-layer of that model, by which a sub-network is matched with its model.
+        kept: what is kept of each: a number k (the first k units), a tuple of ids, or None (skipped).
+    """
+
+    model_type: str
+    names: tuple[str, ...]
+    units: tuple[int, ...]
+    kept: tuple[Kept, ...]
+
+    @classmethod
+    def full(cls, structure: ModelStructure) -> "SubNetwork":
+        """The sub-network that keeps everything the model has."""
+        return cls.of(structure, {})
+
+    @classmethod
+    def of(cls, structure: ModelStructure, kept: Mapping[str, Any]) -> "SubNetwork":
+        """The sub-network that keeps `kept`, by sub-layer name, and everything of the sub-layers not named.
+
+        Raises:
+            ValueError: for an unknown name, too many units, a repeated id or a value of another kind.
+        """
+        if unknown := set(kept) - set(structure.names):
+            raise ValueError(
+                f"This {structure.model_type} model has no sub-layer {sorted(unknown)[0]!r}; it has "
+                f"{structure.names[0]!r} to {structure.names[-1]!r}."
+            )
+        choices = []
+        for sub_layer in structure:
+            default = None if sub_layer.skipped else sub_layer.units
+            choices.append(_canonical(sub_layer, kept.get(sub_layer.name, default)))
+        return cls(
+            model_type=structure.model_type,
+            names=structure.names,
+            units=tuple(sub_layer.units for sub_layer in structure),
+            kept=tuple(choices),
+        )
+
+    def __getitem__(self, name: str) -> Kept:
+        return self.kept[self.names.index(name)]
+
+    def items(self) -> Iterable[tuple[str, Kept]]:
+        """Pairs of sub-layer name and what is kept of it."""
+        return zip(self.names, self.kept)
+
+    def counts(self) -> tuple[int | None, ...]:
+        """Number of units kept of each sub-layer, None where it is skipped."""
+        return tuple(k if k is None or isinstance(k, int) else len(k) for k in self.kept)
+
+    def check(self, structure: ModelStructure) -> None:
+        """Raise a `ValueError` unless this is a sub-network of a model with this structure."""
+        units = tuple(sub_layer.units for sub_layer in structure)
+        if self.model_type != structure.model_type or self.names != structure.names or self.units != units:
+            raise ValueError(
+                f"This sub-network belongs to a {self.model_type} model with {len(self.names)} sub-layers of up to "
+                f"{max(self.units, default=0)} units, not to this {structure.model_type} model with "
+                f"{len(structure.names)} sub-layers of up to {max(units, default=0)} units; take the model it was "
+                "made from."
+            )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types; the inverse of [`SubNetwork.from_dict`]."""
+        return {
+            "format": _FORMAT,
+            "model_type": self.model_type,
+            "units": dict(zip(self.names, self.units)),
+            "kept": {name: list(kept) if isinstance(kept, tuple) else kept for name, kept in self.items()},
+        }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any], structure: ModelStructure | None = None) -> "SubNetwork":
+        """Read what [`SubNetwork.to_dict`] wrote.
+
+        Args:
+            data: the dictionary.
+            structure: of the model it must fit, if that is at hand.
+
+        Raises:
+            ValueError: if it is no sub-network or belongs to another model.
+        """
+        if not isinstance(data, Mapping) or data.get("format") != _FORMAT:
+            found = data.get("format") if isinstance(data, Mapping) else type(data).__name__
+            raise ValueError(f"Not a sub-network: its 'format' is {found!r}, not {_FORMAT!r}.")
+        units, kept = data["units"], data["kept"]
+        read = cls(
+            model_type=data["model_type"],
+            names=tuple(kept),
+            units=tuple(units[name] for name in kept),
+            kept=tuple(tuple(k) if isinstance(k, list) else k for k in kept.values()),
+        )
+        if structure is None:
+            return read
+        read.check(structure)
+        return cls.of(structure, kept)
+
+    def save(self, path: str | Path) -> None:
+        """Write as JSON, atomically."""
+        write_json(path, self.to_dict())
+
+    @classmethod
+    def load(cls, path: str | Path, structure: ModelStructure | None = None) -> "SubNetwork":
+        """Read a JSON file, or the one in a folder of an extracted model."""
+        path = Path(path)
+        path = path / FILE_NAME if path.is_dir() else path
+        return cls.from_dict(json.loads(path.read_text(encoding="utf-8")), structure)
