@@ -4,7 +4,7 @@ Importing it also teaches transformers to load models with uneven layers (see `h
 """
 
 from hf_nas.elastic import SuperNetwork
-from hf_nas.extraction import extract, install_loader
+from hf_nas.extraction import extract, install_loader, save_extracted
 from hf_nas.profiling import Parts, SizeTable
 from hf_nas.structures import describe, known_families, register_family
 from hf_nas.subnetwork import SubNetwork
@@ -20,6 +20,7 @@ __all__ = [
     "install_loader",
     "known_families",
     "register_family",
+    "save_extracted",
 ]
 __version__ = "0.1.0.dev0"
 

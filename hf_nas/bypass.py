@@ -96,6 +96,8 @@ class Bypass(nn.Module):
     then stops at a size mismatch, where a merely missing weight would be drawn at random with a warning.
     """
 
+    is_bypass = True
+
     def __init__(self, kind: str, layer_idx: int | None = None):
         super().__init__()
         self.kind = kind

@@ -2,6 +2,7 @@
 
 from hf_nas.extraction.extract import extract
 from hf_nas.extraction.loading import install_loader
+from hf_nas.extraction.saving import is_stock, save_extracted
 
 
-__all__ = ["extract", "install_loader"]
+__all__ = ["extract", "install_loader", "is_stock", "save_extracted"]

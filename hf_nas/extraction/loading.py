@@ -9,7 +9,7 @@ from functools import wraps
 
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from hf_nas.extraction.sizes import STACKS_FIELD, build_sizes, hide_sizes
+from hf_nas.extraction.sizes import MODULE_NAME, STACKS_FIELD, build_sizes, hide_sizes
 from hf_nas.structures import Family, family_of
 
 
@@ -18,6 +18,15 @@ def _family_or_none(config: PreTrainedConfig) -> Family | None:
         return family_of(config)
     except ValueError:
         return None
+
+
+def _forget_remote_code(model: PreTrainedModel) -> None:
+    """Drop the reference to the loader file, which `save_pretrained` of a stock class would not copy."""
+    entries = getattr(model.config, "auto_map", None)
+    if entries and not type(model).__module__.startswith("transformers_modules"):
+        model.config.auto_map = {
+            name: path for name, path in entries.items() if not path.startswith(f"{MODULE_NAME}.")
+        } or None
 
 
 def install_loader() -> None:
@@ -41,6 +50,7 @@ def install_loader() -> None:
             family = _family_or_none(self.config)
             if family is not None:
                 build_sizes(self, family)
+                _forget_remote_code(self)
 
     init.hf_nas_original = stock_init
     post_init.hf_nas_original = stock_post_init

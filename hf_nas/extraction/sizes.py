@@ -16,6 +16,7 @@ from hf_nas.resize import removed_layers, resize
 from hf_nas.structures.base import Family, ModelStructure, SubLayer, SubLayerLayout, describe_with
 
 
+MODULE_NAME = "modeling_hf_nas"
 STACKS_FIELD = "hf_nas_per_layer_config"
 _PENDING = "_hf_nas_pending_sizes"
 _SKIP_NAMES = {"attention": "attention", "feed_forward": "mlp", "cross_attention": "cross_attention"}

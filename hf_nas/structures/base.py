@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from torch import nn
 from transformers import PreTrainedModel
 
-from hf_nas.bypass import Bypass
 from hf_nas.ops import input_size, output_size
 
 
@@ -153,7 +152,8 @@ class ModelStructure:
 
 def is_skipped(layer: nn.Module, layout: SubLayerLayout) -> bool:
     """Whether this sub-layer was already replaced by a bypass."""
-    return isinstance(layer.get_submodule(layout.bypass[0][0]), Bypass)
+    # By attribute, since a checkpoint's own loader file defines the class a second time.
+    return getattr(layer.get_submodule(layout.bypass[0][0]), "is_bypass", False)
 
 
 def count_units(layer: nn.Module, layout: SubLayerLayout) -> tuple[int, int]:
