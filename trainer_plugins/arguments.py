@@ -2,6 +2,14 @@
 
 from dataclasses import dataclass, field
 
+from transformers import PreTrainedModel
+
+from hf_nas.elastic import get_strategy
+from hf_nas.importance import get_importance
+from hf_nas.search import get_search_method
+from hf_nas.space import get_sampler, get_search_space
+from hf_nas.structures import describe
+
 
 @dataclass
 class SuperNetworkArguments:
@@ -74,3 +82,49 @@ class SearchArguments:
     min_metric: float | None = field(
         default=None, metadata={"help": "Choose the smallest sub-network with at least this selection metric."}
     )
+
+
+def check_arguments(
+    super_network: SuperNetworkArguments, search: SearchArguments, model: PreTrainedModel
+) -> None:
+    """Refuse what cannot work, before anything is tokenised or trained.
+
+    Args:
+        super_network: how to train.
+        search: how to search.
+        model: the model that would be trained or searched.
+
+    Raises:
+        ValueError: for an unknown strategy, space, sampling, importance or search method, and for numbers out of range.
+    """
+    if super_network.sampling_strategy is None and not search.do_search:
+        return
+    structure = describe(model)
+    space = get_search_space(super_network.search_space, structure)
+    sampler = get_sampler(super_network.sub_network_sampling, space, lambda sub_network: 0.0)
+    if super_network.sampling_strategy is not None:
+        get_strategy(super_network.sampling_strategy)
+    if super_network.importance != "none":
+        get_importance(super_network.importance)
+    _at_least("num_random_sub_nets", super_network.num_random_sub_nets, 1)
+    _in_range("temperature", super_network.temperature, 0.0, None)
+    if search.do_search:
+        get_search_method(search.search_strategy, space, sampler)
+        _at_least("num_samples", search.num_samples, 1)
+        if search.max_selection_samples is not None:
+            _at_least("max_selection_samples", search.max_selection_samples, 1)
+        for name in ("max_params_ratio", "max_macs_ratio"):
+            if (value := getattr(search, name)) is not None:
+                _in_range(name, value, 0.0, 1.0)
+    if not 0.0 < search.selection_split < 1.0:
+        raise ValueError(f"selection_split is {search.selection_split}; choose a share between 0 and 1, such as 0.3.")
+
+
+def _at_least(name: str, value: int, lowest: int) -> None:
+    if value < lowest:
+        raise ValueError(f"{name} is {value}; choose {lowest} or more.")
+
+
+def _in_range(name: str, value: float, low: float, high: float | None) -> None:
+    if value <= low or (high is not None and value > high):
+        raise ValueError(f"{name} is {value}; choose a number above {low:g}{f' and up to {high:g}' if high else ''}.")

@@ -1,6 +1,15 @@
-"""Elastic execution: a stock model that computes as any of its sub-networks."""
+"""Elastic execution: a stock model that computes as any of its sub-networks, and what to train of it in a step."""
 
+from hf_nas.elastic.strategies import Pass, TrainingStrategy, get_strategy, register_strategy
 from hf_nas.elastic.supernetwork import SuperNetwork, is_elastic, plain_copy_of
 
 
-__all__ = ["SuperNetwork", "is_elastic", "plain_copy_of"]
+__all__ = [
+    "Pass",
+    "SuperNetwork",
+    "TrainingStrategy",
+    "get_strategy",
+    "is_elastic",
+    "plain_copy_of",
+    "register_strategy",
+]

@@ -1,0 +1,82 @@
+"""Gates: a multiplier for each unit of a full-size model, by hooks.
+
+Nothing gets smaller or faster; gates are for what must be differentiable, and for checking what slices compute.
+"""
+
+from collections.abc import Mapping
+
+import torch
+from transformers import PreTrainedModel
+
+from hf_nas.bypass import BYPASSES, layer_index
+from hf_nas.structures import ModelStructure, SubLayer, describe
+from hf_nas.subnetwork import SubNetwork, kept_ids
+
+
+def binary_gates(structure: ModelStructure, sub_network: SubNetwork) -> dict[str, torch.Tensor | None]:
+    """Ones for the kept and zeros for the other units of each sub-layer, None for a skipped one."""
+    gates: dict[str, torch.Tensor | None] = {}
+    for sub_layer in structure:
+        kept = sub_network[sub_layer.name]
+        gate = None if kept is None else torch.zeros(sub_layer.units)
+        if gate is not None:
+            gate[torch.tensor(kept_ids(kept), dtype=torch.long)] = 1.0
+        gates[sub_layer.name] = gate
+    return gates
+
+
+class Gates:
+    """Multiplies the units of a stock model with gates until removed.
+
+    The gate of a unit multiplies what its sub-layer's output projection reads, after the activation function: a zero
+    there removes exactly the unit, and the bias of the output projection stays. None bypasses the sub-layer.
+
+    Args:
+        model: of a known family.
+        gates: by sub-layer name, a tensor of shape `(units,)` or None; sub-layers not named are not touched. Tensors
+            may require a gradient and may be changed in place between passes.
+    """
+
+    def __init__(self, model: PreTrainedModel, gates: Mapping[str, torch.Tensor | None]):
+        self.structure = describe(model)
+        self._handles: list = []
+        for name, gate in gates.items():
+            sub_layer = self.structure[name]
+            if gate is None:
+                self._bypass(model, sub_layer)
+            else:
+                self._gate(model, sub_layer, gate)
+
+    def _gate(self, model: PreTrainedModel, sub_layer: SubLayer, gate: torch.Tensor) -> None:
+        def multiply(module, args):
+            inputs = args[0]
+            expanded = gate.to(device=inputs.device, dtype=inputs.dtype).repeat_interleave(sub_layer.features)
+            return (inputs * expanded, *args[1:])
+
+        reader = sub_layer.module(model.base_model, sub_layer.layout.reader)
+        self._handles.append(reader.register_forward_pre_hook(multiply))
+
+    def _bypass(self, model: PreTrainedModel, sub_layer: SubLayer) -> None:
+        for path, kind in sub_layer.layout.bypass:
+            module = sub_layer.module(model.base_model, path)
+            layer_idx = layer_index(module)
+
+            def replace(module, args, kwargs, output, kind=kind, layer_idx=layer_idx):
+                # The module has run, written its cache and computed what it hands on; only its branch is replaced.
+                kwargs = {name: value for name, value in kwargs.items() if name != "past_key_values"}
+                result = BYPASSES[kind](args, kwargs, layer_idx)
+                return (result[0], *output[1:]) if isinstance(output, tuple) else result
+
+            self._handles.append(module.register_forward_hook(replace, with_kwargs=True))
+
+    def remove(self) -> None:
+        """Take all hooks off."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+
+    def __enter__(self) -> "Gates":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.remove()
