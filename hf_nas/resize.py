@@ -19,13 +19,19 @@ from hf_nas.structures.base import ModelStructure, SubLayer, find_layers
 def removed_layers(structure: ModelStructure, kept: Mapping[str, object]) -> dict[str, tuple[int, ...]]:
     """Layers of each stack in which every sub-layer is skipped.
 
-    A stack that would lose all its layers keeps the first one, bypassed: caches and layer lists cannot be empty.
+    A stack that would lose all its layers keeps the first one, bypassed: caches and layer lists cannot be empty. For
+    the same reason a stack that lends its depth to the decoder's cache keeps as many layers as the decoder.
     """
-    removed = {}
+    removed: dict[str, tuple[int, ...]] = {}
     for stack, depth in structure.depths.items():
         sub_layers = structure.stack(stack)
         gone = [i for i in range(depth) if all(kept[s.name] is None for s in sub_layers if s.layer == i)]
         removed[stack] = tuple(gone[1:] if len(gone) == depth else gone)
+    lender, depths = structure.family.cache_stack, structure.depths
+    if lender in depths:
+        needed = max(depth - len(removed[stack]) for stack, depth in depths.items() if stack != lender)
+        spare = max(depths[lender] - needed, 0)
+        removed[lender] = removed[lender][:spare]
     return removed
 
 

@@ -83,7 +83,6 @@ _T5 = {
     "d_kv": 8,
     "d_ff": 24,
     "num_layers": 3,
-    "num_decoder_layers": 4,
     "num_heads": 4,
     "relative_attention_num_buckets": 8,
     "relative_attention_max_distance": 16,
@@ -136,6 +135,15 @@ def build(name: str, attention: str = "sdpa", seed: int = 0, **changes) -> PreTr
     return model.eval()
 
 
+def without_dropout(model: PreTrainedModel) -> PreTrainedModel:
+    """Set every dropout probability to zero, whether a module's or an attribute of an attention or layer."""
+    for module in model.modules():
+        for name in ("p", "dropout", "attention_dropout", "activation_dropout"):
+            if isinstance(getattr(module, name, None), float):
+                setattr(module, name, 0.0)
+    return model
+
+
 def inputs_for(model: PreTrainedModel, batch: int = 3, length: int = 9, labels: bool = False) -> dict:
     """A right-padded batch, with decoder inputs or labels for an encoder-decoder."""
     generator = torch.Generator().manual_seed(1)
@@ -152,7 +160,7 @@ def inputs_for(model: PreTrainedModel, batch: int = 3, length: int = 9, labels: 
         inputs["labels" if labels else "decoder_input_ids"] = targets
     elif labels:
         inputs["labels"] = torch.randint(0, 3, (batch,), generator=generator) if classifies else ids
-    elif classifies and model.config.is_encoder_decoder:
+    if classifies and model.config.is_encoder_decoder:  # it reads the last end-of-sequence token
         ids[:, -1] = model.config.eos_token_id
         inputs["attention_mask"] = torch.ones_like(ids)
     return inputs
@@ -194,6 +202,7 @@ def corner_cases(model: PreTrainedModel) -> dict[str, SubNetwork]:
         "all attention gone": pick(attention, None),
         "feed-forward gone": pick(lambda s: feed_forward(s) and s.layer == 1, None),
         "first layer gone": pick(lambda s: s.layer == 0, None),
+        "a layer of the first stack gone": pick(lambda s: s.stack == structure.sub_layers[0].stack and s.layer == 1, None),
         "middle layer gone": pick(lambda s: s.layer == 1, None),
         "all layers gone": pick(lambda s: True, None),
         "other units in every layer": pick(lambda s: True, lambda s: some(s.units)),

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import torch
 from transformers import PreTrainedModel
 
-from hf_nas.bypass import BYPASSES, layer_index
+from hf_nas.bypass import first_argument
 from hf_nas.structures import ModelStructure, SubLayer, describe
 from hf_nas.subnetwork import SubNetwork, kept_ids
 
@@ -58,14 +58,18 @@ class Gates:
 
     def _bypass(self, model: PreTrainedModel, sub_layer: SubLayer) -> None:
         for path, kind in sub_layer.layout.bypass:
+            if kind == "identity" and path not in sub_layer.layout.norms:
+                continue  # the first half of a feed-forward: it only saves time, and the second half still runs here
             module = sub_layer.module(model.base_model, path)
-            layer_idx = layer_index(module)
 
-            def replace(module, args, kwargs, output, kind=kind, layer_idx=layer_idx):
+            def replace(module, args, kwargs, output, kind=kind):
                 # The module has run, written its cache and computed what it hands on; only its branch is replaced.
-                kwargs = {name: value for name, value in kwargs.items() if name != "past_key_values"}
-                result = BYPASSES[kind](args, kwargs, layer_idx)
-                return (result[0], *output[1:]) if isinstance(output, tuple) else result
+                branch = output[0] if isinstance(output, tuple) else output
+                if kind.endswith("zeros"):
+                    branch = torch.zeros_like(branch)
+                else:
+                    branch = args[1] if kind == "residual" else first_argument(args, kwargs)
+                return (branch, *output[1:]) if isinstance(output, tuple) else branch
 
             self._handles.append(module.register_forward_hook(replace, with_kwargs=True))
 

@@ -37,7 +37,9 @@ def plot_front(table: FrontTable, path: str | Path) -> None:
         raise ImportError("A plot needs matplotlib, which is not installed; run `pip install matplotlib`.") from error
     rows = [row for row in table.rows if row.metric is not None]
     if not rows:
-        raise ValueError(f"None of the {len(table.rows)} sub-networks has a {table.metric_name}, so nothing to plot.")
+        raise ValueError(
+            f"None of the {len(table.rows)} sub-networks has a value of {table.metric_name}; evaluate one."
+        )
 
     # A figure of its own, not pyplot's: it needs no display and leaves the user's backend and figures alone.
     figure = Figure(figsize=(7, 4.4), dpi=160, layout="constrained")
@@ -63,11 +65,16 @@ def _draw(axes: "Axes", table: FrontTable, rows: list[FrontRow]) -> None:
     largest, chosen = table.largest, table.chosen
     if largest is not None and largest.metric is not None:
         axes.plot(*_position(largest), linestyle="", marker="s", markersize=8, color=_INK, markerfacecolor="none")
-        _label(axes, largest, f"largest\n{largest.metric:.4f}", _INK, (0, below * 10), "right")
+        _label(axes, largest, f"largest\n{largest.metric:.4f}", _INK, (4, below * 10), "right")
     if chosen is not None and chosen.metric is not None:
         axes.plot(*_position(chosen), linestyle="", marker="*", markersize=15, color=_VERMILION)
         text = f"chosen\n{100 * chosen.parameters_share:.1f}%, {chosen.metric:.4f}"
-        _label(axes, chosen, text, _VERMILION, (10, below * 10), "left")
+        # Nothing is smaller and better than a point of the front: that corner is free, but narrow at the left edge.
+        shares = [row.parameters_share for row in rows]
+        if chosen.parameters_share > min(shares) + 0.15 * (max(shares) - min(shares)):
+            _label(axes, chosen, text, _VERMILION, (-6, -below * 8), "right")
+        else:
+            _label(axes, chosen, text, _VERMILION, (10, below * 10), "left")
     axes.set_xlabel("share of encoder parameters (%)")
     axes.set_ylabel(table.metric_name)
     axes.grid(color="#EEEEEE", linewidth=0.8)
@@ -77,6 +84,8 @@ def _draw(axes: "Axes", table: FrontTable, rows: list[FrontRow]) -> None:
 
 
 def _label(axes: "Axes", row: FrontRow, text: str, color: str, offset: tuple[int, int], side: str) -> None:
+    from matplotlib.patheffects import withStroke
+
     axes.annotate(
         text,
         _position(row),
@@ -86,4 +95,6 @@ def _label(axes: "Axes", row: FrontRow, text: str, color: str, offset: tuple[int
         fontsize="small",
         horizontalalignment=side,
         verticalalignment="top" if offset[1] < 0 else "bottom",
+        # A white rim keeps it readable where it covers dots.
+        path_effects=[withStroke(linewidth=3, foreground="white")],
     )

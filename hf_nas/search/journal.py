@@ -3,6 +3,7 @@
 import base64
 import json
 import logging
+import warnings
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -11,11 +12,11 @@ from typing import Any
 
 import filelock
 import optuna
-from optuna.storages.journal import BaseJournalFileLock, JournalFileBackend
+from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from optuna.trial import TrialState
 
-from hf_nas.search.result import Encoding, Evaluated, pack_encoding, unpack_encoding
-from hf_nas.space import SearchSpace
+from hf_nas.search.result import Evaluated, pack_encoding, unpack_encoding
+from hf_nas.space.base import Encoding, SearchSpace
 from hf_nas.subnetwork import SubNetwork
 
 
@@ -41,7 +42,7 @@ def _unpack_text(text: str) -> str:
     return zlib.decompress(base64.b64decode(text.removeprefix(_COMPRESSED))).decode("utf-8")
 
 
-class _AlreadyHeld(BaseJournalFileLock):
+class _AlreadyHeld(JournalFileOpenLock):
     """Stands in for Optuna's lock files, which outlive a killed process, while we hold a lock of the system's."""
 
     def acquire(self) -> bool:
@@ -198,7 +199,7 @@ def open_study(
                 ) from None
             _check_journal(path)
             try:
-                backend = JournalFileBackend(str(path), lock_obj=_AlreadyHeld())
+                backend = JournalFileBackend(str(path), lock_obj=_AlreadyHeld(str(path)))
                 storage = optuna.storages.JournalStorage(backend)
             except (ValueError, KeyError, AssertionError) as error:
                 raise ValueError(
@@ -214,6 +215,8 @@ def open_study(
             )
         search_study = SearchStudy(study, space, f"The journal {path}")
         search_study.check(fingerprint)
-        if not study.get_trials(deepcopy=False):
+        with warnings.catch_warnings():
+            # The names are for Optuna's dashboard alone, so an interface that may still change is good enough.
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             study.set_metric_names(list(objectives))
         yield search_study

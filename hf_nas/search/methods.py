@@ -2,32 +2,23 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Protocol
 
 import numpy as np
 
 from hf_nas.search.pareto import crowding_distance, non_dominated_ranks, pareto_indices
-from hf_nas.search.result import Encoding, Evaluated
-from hf_nas.space import SearchSpace
+from hf_nas.search.result import Evaluated
+from hf_nas.space.base import Encoding, SearchSpace
+from hf_nas.space.sampling import Sampler
 
 
 __all__ = [
     "LocalSearch",
     "NSGA2",
     "RandomSearch",
-    "Sampler",
     "SearchMethod",
     "get_search_method",
     "register_search_method",
 ]
-
-
-class Sampler(Protocol):
-    """Draws sub-networks of a search space and lays out the first ones to evaluate."""
-
-    def sample(self, rng: np.random.Generator) -> Encoding: ...
-
-    def design(self, count: int) -> list[Encoding]: ...
 
 
 class SearchMethod(ABC):
@@ -75,7 +66,7 @@ class NSGA2(SearchMethod):
         further_mutation: probability of each further mutation after the first.
     """
 
-    def __init__(self, space: SearchSpace, sampler: Sampler, population: int = 20, further_mutation: float = 0.5):
+    def __init__(self, space: SearchSpace, sampler: Sampler, population: int = 20, further_mutation: float = 0.3):
         super().__init__(space, sampler)
         self.population = population
         self.further_mutation = further_mutation

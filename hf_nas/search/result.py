@@ -16,14 +16,12 @@ import numpy as np
 
 from hf_nas.files import write_text
 from hf_nas.search.pareto import hypervolume, pareto_indices
+from hf_nas.space.base import Encoding
 from hf_nas.structures import ModelStructure
 from hf_nas.subnetwork import SubNetwork
 
 
-__all__ = ["Encoding", "Evaluated", "SearchResult", "pack_encoding", "unpack_encoding"]
-
-# One index into the choices of each dimension of a search space.
-Encoding = tuple[int, ...]
+__all__ = ["Evaluated", "SearchResult", "pack_encoding", "unpack_encoding"]
 
 _FORMAT = "hf_nas.search_result/1"
 _COMPRESSED = "zlib:"

@@ -27,8 +27,9 @@ def choose(
 ) -> int:
     """Choose one of all evaluated sub-networks, on the front or not.
 
-    With a budget, the one with the lowest error within it; with a metric to reach, the smallest that reaches it (within
-    the budget, if there is one as well); with neither, the knee of the front. The error is the first objective.
+    With a budget, the one with the lowest error within it; with a metric to reach, the smallest that reaches it
+    (within the budget, if there is one as well); with neither, the knee of the front. The error is the first
+    objective.
 
     Args:
         result: of the search.

@@ -12,11 +12,12 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from hf_nas.search.journal import SearchStudy, open_study
-from hf_nas.search.methods import Sampler, SearchMethod, get_search_method
+from hf_nas.search.methods import SearchMethod, get_search_method
 from hf_nas.search.objectives import Objective
 from hf_nas.search.pareto import pareto_indices
-from hf_nas.search.result import Encoding, Evaluated, SearchResult
-from hf_nas.space import SearchSpace, SizeStratifiedSampler
+from hf_nas.search.result import Evaluated, SearchResult
+from hf_nas.space.base import Encoding, SearchSpace
+from hf_nas.space.sampling import Sampler, SizeStratifiedSampler
 from hf_nas.subnetwork import SubNetwork
 
 
@@ -38,10 +39,10 @@ def search(
     evaluate: Evaluate,
     objectives: Sequence[Objective],
     *,
+    size: Callable[[SubNetwork], float],
     method: str = "random_search",
     num_samples: int = 100,
     seed: int = 0,
-    size: Callable[[SubNetwork], float] | None = None,
     sampler: Sampler | None = None,
     journal: str | Path | None = None,
     fingerprint: Mapping[str, Any] | None = None,
@@ -58,11 +59,11 @@ def search(
         space: the space.
         evaluate: returns the metrics of a sub-network.
         objectives: what to minimise, the error first.
+        size: of a sub-network, in any unit, by which the first ones and the random ones are spread.
         method: name of a search method.
         num_samples: number of evaluated sub-networks in the end, with those that a journal holds already.
         seed: of all random choices. The n-th proposal depends on it and on the evaluations before, on nothing else.
-        size: of a sub-network, by which the random ones are stratified; needed unless `sampler` is given.
-        sampler: draws random sub-networks and lays out the first ones; by default `SizeStratifiedSampler`.
+        sampler: draws random sub-networks; by default every size equally often.
         journal: path of the file in which the search is recorded as it goes, an Optuna journal.
         fingerprint: more facts, in JSON types, that must be the same when a journal is used again: model, data set.
         reference: upper bound of each objective for the hypervolume; by default 1 for the first one and 1.05 for the
@@ -80,14 +81,12 @@ def search(
     reference = (1.0,) + (1.05,) * (len(names) - 1) if reference is None else tuple(float(b) for b in reference)
     if len(reference) != len(names):
         raise ValueError(f"The reference point {reference} does not fit the objectives {names}; give one bound each.")
-    if sampler is None:
-        if size is None:
-            raise ValueError("Random sub-networks are drawn by size, but none is given; give size or sampler.")
-        sampler = SizeStratifiedSampler(space, size)
+    stratified = SizeStratifiedSampler(space, size)
+    sampler = stratified if sampler is None else sampler
     search_method = get_search_method(method, space, sampler)
     facts = {**(fingerprint or {}), **_fingerprint(space), "objectives": names}
     with open_study(journal, space, names, facts) as study:
-        trials = _Loop(study, space, evaluate, objectives, search_method, sampler, seed).run(num_samples)
+        trials = _Loop(study, space, evaluate, objectives, search_method, sampler, stratified, seed).run(num_samples)
     return SearchResult(tuple(trials), tuple(names), reference, method, space.name, seed)
 
 
@@ -122,6 +121,7 @@ class _Loop:
         objectives: Sequence[Objective],
         method: SearchMethod,
         sampler: Sampler,
+        stratified: SizeStratifiedSampler,
         seed: int,
     ):
         self.study = study
@@ -137,7 +137,7 @@ class _Loop:
         self.waiting = study.clear_stale()
         design = study.design
         if design is None and not self.history:
-            design = self._design()
+            design = self._design(stratified)
             study.design = design
         self.waiting += design or []
 
@@ -167,13 +167,12 @@ class _Loop:
             best = min(trial.costs[0] for trial in self.history)
             bar.set_postfix({"front": front, f"best {self.objectives[0].name}": f"{best:.4f}"})
 
-    def _design(self) -> list[Encoding]:
+    @staticmethod
+    def _design(stratified: SizeStratifiedSampler) -> list[Encoding]:
         """Largest, smallest, and points of evenly spread sizes, of which the first few are spread already."""
-        points = [_plain(encoding) for encoding in self.sampler.design(DESIGN_SIZE)]
-        ordered = [_plain(self.space.largest_encoding), _plain(self.space.smallest_encoding)]
-        ordered += [points[index] for index in _spread(len(points))]
-        distinct = {self.space.decode(encoding): encoding for encoding in reversed(ordered)}
-        return [encoding for encoding in reversed(distinct.values())][:DESIGN_SIZE]
+        largest, *points = (_plain(encoding) for encoding in stratified.design(DESIGN_SIZE))
+        between = points[1:]
+        return [largest, *points[:1], *(between[index] for index in _spread(len(between)))]
 
     def _next(self) -> tuple[Encoding, SubNetwork] | None:
         """The first proposal that is a new sub-network, None if the space has none."""

@@ -217,6 +217,11 @@ class SearchSpace(ABC):
 
     def _to_indices(self, values: Sequence[int]) -> Encoding:
         values = np.asarray(values)
+        if len(values) != len(self.dimensions):
+            raise ValueError(
+                f"Search space {self.name!r} has {len(self.dimensions)} dimensions but {len(values)} values are "
+                "given; give one for each."
+            )
         inside = (values >= self._lowest) & (values < self._lowest + self._stride)
         keys = np.arange(len(values)) * self._stride + np.where(inside, values - self._lowest, 0)
         positions = np.searchsorted(self._keys, keys)

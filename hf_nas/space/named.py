@@ -100,15 +100,12 @@ class LayerSpace(SearchSpace):
     def __init__(self, structure: ModelStructure):
         dimensions, smallest_values = [], []
         self._entries: list[tuple[str, int]] = []
-        self._full = SubNetwork.full(structure)
         for stack, layers in live_layers(structure).items():
             prefix = name_prefix(structure, stack)
             first = len(dimensions)
             dimensions += [Dimension(f"{prefix}layer_{layer}", (0, 1)) for layer in layers]
             smallest_values += [1] + [0] * (len(layers) - 1)
-            self._entries += [
-                (s.name, first + layers.index(s.layer)) for s in structure.stack(stack) if not s.skipped
-            ]
+            self._entries += [(s.name, first + layers.index(s.layer)) for s in structure.stack(stack) if not s.skipped]
         super().__init__("layer", structure, dimensions, smallest_values)
 
     def to_kept(self, values: np.ndarray) -> Mapping[str, Kept]:

@@ -135,7 +135,7 @@ class SizeStratifiedSampler:
         tolerance = _TOLERANCE * (self.highest - self.lowest)
         low, high = 0.0, 1.0
         below, above = np.zeros_like(self._num_choices), self._num_choices - 1
-        # What is smaller than the smallest meaningful sub-network is replaced by that one.
+        # Where the path is below the smallest meaningful sub-network, that one is closer.
         closest, distance = self.space.smallest_encoding, target - self.lowest
         if self.highest - target < distance:
             closest, distance = self.space.largest_encoding, self.highest - target
@@ -150,15 +150,14 @@ class SizeStratifiedSampler:
             if np.array_equal(indices, above):
                 high = middle
                 continue
-            encoding = tuple(indices.tolist())
-            size = self.size(self.space.decode(encoding))
+            size = self.size(self.space.decode(indices))
             if size > target:
                 high, above = middle, indices
             else:
                 low, below = middle, indices
             # On a tie the point of the path goes first: single layers other than the first one are as small as that.
-            if size >= self.lowest and abs(size - target) <= distance:
-                closest, distance = encoding, abs(size - target)
+            if abs(size - target) <= distance:
+                closest, distance = tuple(indices.tolist()), abs(size - target)
         return closest
 
     def _indices(self, quantiles: np.ndarray, p: float) -> np.ndarray:

@@ -73,10 +73,18 @@ class StackLayout:
 
 @dataclass(frozen=True)
 class Family:
-    """All that hf-nas must know of the models of one `config.model_type`."""
+    """All that hf-nas must know of the models of one `config.model_type`.
+
+    Args:
+        model_type: as in the configuration.
+        stacks: the layer lists; of an encoder-decoder the encoder first.
+        cache_stack: the stack whose depth transformers takes for the decoder's key-value cache, where that is not the
+            decoder itself; it must not become the shallower one.
+    """
 
     model_type: str
     stacks: tuple[StackLayout, ...]
+    cache_stack: str | None = None
 
 
 @dataclass(frozen=True)

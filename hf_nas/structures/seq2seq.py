@@ -89,6 +89,7 @@ def _t5(writers: tuple[str, ...]) -> Family:
             StackLayout("encoder", "encoder.block", "num_layers", encoder),
             StackLayout("decoder", "decoder.block", "num_decoder_layers", decoder),
         ),
+        cache_stack="encoder",
     )
 
 
