@@ -1,0 +1,49 @@
+"""Imports run one way, and hf_nas never knows a Trainer."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+
+ROOT = Path(__file__).parent.parent
+# A package imports only from those before it (and from itself).
+LEVELS = (
+    "ops", "files", "bypass", "structures", "subnetwork", "resize", "profiling", "space", "distillation", "gates",
+    "elastic", "importance", "search", "extraction", "report", "hf_nas", "trainer_plugins", "examples",
+)  # fmt: skip
+
+
+def level(module: str) -> int:
+    parts = module.split(".")
+    name = parts[1] if parts[0] == "hf_nas" and len(parts) > 1 and parts[1] in LEVELS else parts[0]
+    return LEVELS.index(name)
+
+
+def imports(path: Path) -> list[str]:
+    found = []
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            found += [f"{node.module}.{alias.name}" for alias in node.names]
+        elif isinstance(node, ast.Import):
+            found += [alias.name for alias in node.names]
+    return found
+
+
+SOURCES = [path for folder in ("hf_nas", "trainer_plugins") for path in sorted((ROOT / folder).rglob("*.py"))]
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_imports_run_one_way(path: Path) -> None:
+    own = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+    for name in imports(path):
+        if name.split(".")[0] in ("hf_nas", "trainer_plugins", "examples"):
+            # A version number is the one thing that anybody may ask the top for.
+            assert level(name) <= level(own) or name == "hf_nas.__version__", f"{own} imports {name}"
+        if own.startswith("hf_nas"):
+            assert not name.endswith(("Trainer", "TrainingArguments", "TrainerCallback")), f"{own} imports {name}"
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_a_file_stays_readable_in_one_sitting(path: Path) -> None:
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= 400

@@ -1,0 +1,63 @@
+"""The sub-network is a canonical, immutable value that survives JSON."""
+
+import json
+
+import pytest
+
+from hf_nas import SubNetwork, describe
+from tests import zoo
+
+
+@pytest.fixture(scope="module")
+def structure():
+    return describe(zoo.build("bert"))
+
+
+def test_equal_choices_are_equal_values(structure) -> None:
+    name = "encoder.1.attention"
+    by_count, by_ids = SubNetwork.of(structure, {name: 2}), SubNetwork.of(structure, {name: [1, 0]})
+    assert by_count == by_ids and len({by_count, by_ids}) == 1
+    assert SubNetwork.of(structure, {name: range(4)}) == SubNetwork.full(structure)
+    assert SubNetwork.of(structure, {name: [0, 2]}) != by_count
+    assert SubNetwork.of(structure, {name: 0}) != SubNetwork.of(structure, {name: None})
+    assert SubNetwork.of(structure, {name: []})[name] == 0
+
+
+@pytest.mark.parametrize("case", zoo.corner_cases(zoo.build("bert")))
+def test_json_round_trip(structure, case: str, tmp_path) -> None:
+    sub_network = zoo.corner_cases(zoo.build("bert"))[case]
+    sub_network.save(tmp_path / "sub_network.json")
+    assert SubNetwork.load(tmp_path) == SubNetwork.load(tmp_path / "sub_network.json", structure) == sub_network
+    assert SubNetwork.from_dict(json.loads(json.dumps(sub_network.to_dict()))) == sub_network
+
+
+def test_it_cannot_be_changed(structure) -> None:
+    with pytest.raises(AttributeError):
+        SubNetwork.full(structure).kept = ()
+
+
+@pytest.mark.parametrize(
+    "kept, message",
+    [
+        ({"encoder.0.attention": 5}, "'encoder.0.attention' has 4 units but 5 are asked for; choose 0 to 4"),
+        ({"encoder.0.attention": -1}, "has 4 units but -1 are asked for"),
+        ({"encoder.0.attention": [0, 4]}, "units 0 to 3 but is given the ids"),
+        ({"encoder.0.attention": [1, 1]}, "give each kept unit once"),
+        ({"encoder.0.attention": "all"}, "is given 'all'; give a number of units, a list of unit ids, or None"),
+        ({"encoder.0.attention": 1.5}, "is given 1.5"),
+        ({"encoder.0.attention": True}, "is given True"),
+        ({"encoder.9.attention": 1}, "This bert model has no sub-layer 'encoder.9.attention'"),
+    ],
+)
+def test_what_is_no_sub_network_is_refused(structure, kept: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        SubNetwork.of(structure, kept)
+
+
+def test_files_that_are_no_sub_network_are_refused(structure, tmp_path) -> None:
+    (tmp_path / "a.json").write_text('{"heads": 3}')
+    with pytest.raises(ValueError, match="Not a sub-network: its 'format' is None, not 'hf_nas.sub_network/1'"):
+        SubNetwork.load(tmp_path / "a.json")
+    SubNetwork.full(describe(zoo.build("roberta"))).save(tmp_path / "b.json")
+    with pytest.raises(ValueError, match="belongs to a roberta model"):
+        SubNetwork.load(tmp_path / "b.json", structure)
