@@ -23,10 +23,13 @@ def _family_or_none(config: PreTrainedConfig) -> Family | None:
 def _forget_remote_code(model: PreTrainedModel) -> None:
     """Drop the reference to the loader file, which `save_pretrained` of a stock class would not copy."""
     entries = getattr(model.config, "auto_map", None)
-    if entries and not type(model).__module__.startswith("transformers_modules"):
-        model.config.auto_map = {
-            name: path for name, path in entries.items() if not path.startswith(f"{MODULE_NAME}.")
-        } or None
+    if not entries or type(model).__module__.startswith("transformers_modules"):
+        return
+    others = {name: path for name, path in entries.items() if not path.startswith(f"{MODULE_NAME}.")}
+    if others:
+        model.config.auto_map = others
+    else:
+        del model.config.auto_map
 
 
 def install_loader() -> None:
