@@ -117,7 +117,6 @@ def test_gradient_accumulation_changes_nothing(model: str, strategy: str, tmp_pa
         if model != "bert":
             for number, row in enumerate(run.train_dataset):
                 row["labels"] = [-100] * (number % 5) + row["labels"][number % 5 :]
-        run.model.double()  # so that only a wrong weighting makes a difference
         gradients = capture_gradients(run)
         run.train()
         logged = [entry["loss"] for entry in run.state.log_history if "loss" in entry]
@@ -125,8 +124,8 @@ def test_gradient_accumulation_changes_nothing(model: str, strategy: str, tmp_pa
     (whole, whole_loss), (parts, parts_loss) = results
     assert whole_loss == pytest.approx(parts_loss, rel=1e-4)
     for step in range(2):
-        for name in whole[step]:
-            assert torch.allclose(whole[step][name], parts[step][name], rtol=1e-6, atol=1e-9), name
+        scale = max(float(gradient.abs().max()) for gradient in whole[step].values())
+        assert distance(whole[step], parts[step]) <= 1e-4 * scale  # a wrong weighting differs by a tenth and more
 
 
 def test_activation_checkpointing_changes_nothing(tmp_path) -> None:
