@@ -63,10 +63,10 @@ class SearchArguments:
         metadata={"help": "Folder of a trained super-network to search, when it is not trained in the same run."},
     )
     selection_split: float = field(
-        default=0.3,
+        default=0.15,
         metadata={
             "help": "Share of the training set that is held out of training and on which sub-networks are compared; "
-            "0.3 is the published split. At most --max_selection_samples of it are used for the comparison."
+            "the published split is 0.3. At most --max_selection_samples of it are used for the comparison."
         },
     )
     max_selection_samples: int | None = field(
