@@ -57,7 +57,9 @@ def main() -> None:
     parser.add_argument("--space", default="medium", help="search space")
     parser.add_argument("--sub_networks", type=int, default=12)
     parser.add_argument("--examples", type=int, default=256)
-    parser.add_argument("--max_length", type=int, default=128, help="the fixed length; true lengths average about half")
+    parser.add_argument(
+        "--max_length", type=int, default=128, help="the fixed length; true lengths average about half"
+    )
     parser.add_argument("--batch_size", type=int, default=32)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1, help="CPU threads")
@@ -101,11 +103,11 @@ def main() -> None:
             times["slices"].append(sliced_seconds)
     ratio = statistics.median(m / s for m, s in zip(times["masks"], times["slices"]))
     overall = sum(times["masks"]) / sum(times["slices"])
-    print(f"{arguments.sub_networks} sub-networks of {arguments.space}, {arguments.examples} examples, {arguments.device}")
+    print(f"{arguments.sub_networks} sub-networks of {arguments.space}, {len(rows)} examples, {arguments.device}")
     print(f"{'way':8} {'median s':>9} {'nets/s':>8}")
     for way, values in times.items():
         print(f"{way:8} {statistics.median(values):9.3f} {len(values) / sum(values):8.3f}")
-    print(f"nets per second: {overall:.2f}x (median of pairs {ratio:.2f}x); same accuracies, logits within {difference:.1e}")
+    print(f"nets per second: {overall:.2f}x (median of pairs {ratio:.2f}x); same metrics within {difference:.1e}")
     if arguments.output is not None:
         settings = {k: str(v) if isinstance(v, Path) else v for k, v in vars(arguments).items()}
         numbers = {"overall": overall, "median_of_pairs": ratio, "logit_difference": difference, "times": times}

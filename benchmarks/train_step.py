@@ -123,7 +123,9 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     rows = [measure(name, arguments) for name in arguments.models]
     print(f"sandwich step, batch {arguments.batch_size} x {arguments.length}, {arguments.device}, median of pairs")
-    print(f"{'model':10} {'masks s':>9} {'slices s':>9} {'speed-up':>9} {'bound':>6} {'reached':>8} {'activation':>11}")
+    print(
+        f"{'model':10} {'masks s':>9} {'slices s':>9} {'speed-up':>9} {'bound':>6} {'reached':>8} {'activation':>11}"
+    )
     for row in rows:
         print(
             f"{row['model']:10} {row['masks_seconds']:9.3f} {row['slices_seconds']:9.3f} {row['speedup']:8.2f}x "

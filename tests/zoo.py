@@ -202,7 +202,9 @@ def corner_cases(model: PreTrainedModel) -> dict[str, SubNetwork]:
         "all attention gone": pick(attention, None),
         "feed-forward gone": pick(lambda s: feed_forward(s) and s.layer == 1, None),
         "first layer gone": pick(lambda s: s.layer == 0, None),
-        "a layer of the first stack gone": pick(lambda s: s.stack == structure.sub_layers[0].stack and s.layer == 1, None),
+        "a layer of the first stack gone": pick(
+            lambda s: s.stack == structure.sub_layers[0].stack and s.layer == 1, None
+        ),
         "middle layer gone": pick(lambda s: s.layer == 1, None),
         "all layers gone": pick(lambda s: True, None),
         "other units in every layer": pick(lambda s: True, lambda s: some(s.units)),

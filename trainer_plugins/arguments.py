@@ -27,7 +27,8 @@ class SuperNetworkArguments:
         metadata={"help": "Search space: small, medium, large, layer, or the path of a JSON file with your own."},
     )
     num_random_sub_nets: int = field(
-        default=2, metadata={"help": "Random sub-networks a training step, for the strategies that draw some."}
+        default=1,
+        metadata={"help": "Random sub-networks a training step, for the strategies that draw some (the paper: 2)."},
     )
     temperature: float = field(
         default=10.0, metadata={"help": "Temperature of the distillation loss of one_shot and kd."}
@@ -84,9 +85,7 @@ class SearchArguments:
     )
 
 
-def check_arguments(
-    super_network: SuperNetworkArguments, search: SearchArguments, model: PreTrainedModel
-) -> None:
+def check_arguments(super_network: SuperNetworkArguments, search: SearchArguments, model: PreTrainedModel) -> None:
     """Refuse what cannot work, before anything is tokenised or trained.
 
     Args:
@@ -95,7 +94,7 @@ def check_arguments(
         model: the model that would be trained or searched.
 
     Raises:
-        ValueError: for an unknown strategy, space, sampling, importance or search method, and for numbers out of range.
+        ValueError: for an unknown strategy, space, sampling, importance or search method, and numbers out of range.
     """
     if super_network.sampling_strategy is None and not search.do_search:
         return

@@ -7,7 +7,6 @@ from functools import lru_cache
 import torch
 from torch import nn
 from transformers import PreTrainedModel
-from transformers.pytorch_utils import Conv1D
 
 from hf_nas.bypass import restore_class, swap_class
 from hf_nas.elastic.modules import (

@@ -70,8 +70,8 @@ def reorder(
         units = structure[name].units
         if score.shape != (units,):
             raise ValueError(
-                f"The importance of {name!r} has shape {tuple(score.shape)}, but the sub-layer has {units} units; give "
-                "one score for each."
+                f"The importance of {name!r} has shape {tuple(score.shape)}, but the sub-layer has {units} units; "
+                "give one score for each."
             )
     orders = _orders(structure, scores)
     for sub_layer in structure:

@@ -8,6 +8,9 @@ from hf_nas.profiling import Parts, SizeTable
 from hf_nas.subnetwork import SubNetwork
 
 
+_ENCODER = Parts.encoder()
+
+
 __all__ = ["Objective", "error_objective", "macs_objective", "parameters_objective"]
 
 
@@ -44,7 +47,7 @@ def error_objective(metric_name: str, greater_is_better: bool = True) -> Objecti
     return Objective("error", cost)
 
 
-def parameters_objective(size_table: SizeTable, parts: Parts = Parts.encoder()) -> Objective:
+def parameters_objective(size_table: SizeTable, parts: Parts = _ENCODER) -> Objective:
     """The number of parameters as a fraction of the full network's.
 
     Args:

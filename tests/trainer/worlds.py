@@ -25,7 +25,9 @@ def rows(count: int = 48, length: int = 8) -> list[dict]:
     ]  # fmt: skip
 
 
-def trainer(output_dir: str, strategy: str | None = "sandwich", model: str = "bert", **settings) -> SuperNetworkTrainer:
+def trainer(
+    output_dir: str, strategy: str | None = "sandwich", model: str = "bert", **settings
+) -> SuperNetworkTrainer:
     """A trainer of a tiny model without dropout."""
     ours = {key: settings.pop(key) for key in ("search_space", "temperature", "importance") if key in settings}
     arguments = TrainingArguments(
