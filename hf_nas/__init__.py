@@ -11,6 +11,7 @@ from hf_nas.search import register_search_method, search
 from hf_nas.space import get_search_space, register_search_space
 from hf_nas.structures import describe, known_families, register_family
 from hf_nas.subnetwork import SubNetwork
+from hf_nas.version import __version__
 
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "SizeTable",
     "SubNetwork",
     "SuperNetwork",
+    "__version__",
     "describe",
     "extract",
     "get_search_space",
@@ -32,6 +34,5 @@ __all__ = [
     "save_extracted",
     "search",
 ]
-__version__ = "0.1.0.dev0"
 
 install_loader()

@@ -1,5 +1,6 @@
 """The super-network: a stock model that computes as any of its sub-networks, with slices of the shared weights."""
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
@@ -33,7 +34,6 @@ _STATE = {
     "output_path",
     "returns",
     "bias_owner",
-    "added_position_bias",
 }
 
 
@@ -61,8 +61,6 @@ def _make_plain(model: nn.Module) -> None:
 
 def plain_copy_of(model: PreTrainedModel) -> PreTrainedModel:
     """A deep copy of a model without the super-network attached to it, if any."""
-    import copy
-
     duplicate = copy.deepcopy(model)
     _make_plain(duplicate)
     return duplicate

@@ -1,16 +1,20 @@
 """Make a small stand-alone model of a sub-network."""
 
 import copy
+import logging
 
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.initialization import no_init_weights
 
 from hf_nas.elastic import plain_copy_of
-from hf_nas.extraction.sizes import set_uneven_sizes, set_uniform_sizes
-from hf_nas.resize import own_position_bias, resize
+from hf_nas.extraction.sizes import STACKS_FIELD, set_uneven_sizes, set_uniform_sizes
+from hf_nas.resize import own_position_bias, removed_layers, resize
 from hf_nas.structures import ModelStructure, describe
 from hf_nas.subnetwork import SubNetwork
+
+
+logger = logging.getLogger(__name__)
 
 
 def extract(model: PreTrainedModel, sub_network: SubNetwork) -> PreTrainedModel:
@@ -42,8 +46,6 @@ def extract(model: PreTrainedModel, sub_network: SubNetwork) -> PreTrainedModel:
 
 
 def _check_layer_scaling(model: PreTrainedModel, structure: ModelStructure, kept: dict) -> None:
-    from hf_nas.resize import removed_layers
-
     removed = any(removed_layers(structure, kept).values())
     if removed and getattr(model.config, "scale_attn_by_inverse_layer_idx", False):
         raise ValueError(
@@ -62,8 +64,8 @@ def _stock_config(
     """The stock configuration with these sizes, or None if there is none: a stock model is built to find out."""
     candidate = copy.deepcopy(config)
     candidate.per_layer_config = None
-    if hasattr(candidate, "hf_nas_per_layer_config"):
-        delattr(candidate, "hf_nas_per_layer_config")
+    if hasattr(candidate, STACKS_FIELD):
+        delattr(candidate, STACKS_FIELD)
     try:
         if not set_uniform_sizes(candidate, structure, kept):
             return None
@@ -71,8 +73,8 @@ def _stock_config(
         candidate._attn_implementation = config._attn_implementation
         with torch.device("meta"):
             stock = model_class(candidate)
-    except Exception as error:  # a constructor or validator that refuses these sizes, each in its own way
-        del error
+    except Exception as error:  # constructors and validators refuse sizes each in their own way
+        logger.debug("No stock %s has these sizes: %s", model_class.__name__, error)
         return None
     shapes = {name: tensor.shape for name, tensor in stock.state_dict().items()}
     return candidate if shapes == {name: tensor.shape for name, tensor in weights.items()} else None

@@ -15,6 +15,7 @@ from hf_nas import bypass, ops, resize
 from hf_nas.extraction import sizes
 from hf_nas.extraction.sizes import MODULE_NAME
 from hf_nas.structures import Family, base
+from hf_nas.version import __version__
 
 
 _MODULES: tuple[ModuleType, ...] = (ops, bypass, base, resize, sizes)
@@ -73,8 +74,6 @@ def remote_code(model: PreTrainedModel, family: Family) -> str:
         model: the extracted model; its class and that of its base model are the ones the file offers.
         family: its family.
     """
-    from hf_nas import __version__
-
     names = sorted({type(model).__name__, type(model.base_model).__name__})
     parts = [_HEADER.format(version=__version__)]
     parts += [_body(module) for module in _MODULES]
