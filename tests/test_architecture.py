@@ -9,7 +9,8 @@ import pytest
 ROOT = Path(__file__).parent.parent
 # A package imports only from those before it (and from itself).
 LEVELS = (
-    "version", "ops", "files", "bypass", "structures", "subnetwork", "resize", "profiling", "space", "distillation", "gates",
+    "version", "ops", "files", "bypass",
+    "structures", "subnetwork", "resize", "profiling", "space", "distillation", "gates",
     "elastic", "importance", "search", "extraction", "report", "hf_nas", "trainer_plugins", "examples",
 )  # fmt: skip
 

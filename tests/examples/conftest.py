@@ -11,7 +11,7 @@ from types import ModuleType
 
 import pytest
 import torch
-from transformers import BertConfig, BertForSequenceClassification, BertTokenizerFast
+from transformers import BertConfig, BertModel, BertTokenizerFast
 
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
@@ -82,7 +82,7 @@ def reviews(count: int, seed: int) -> list[dict]:
 
 @pytest.fixture(scope="package")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A random BERT of 2 layers with a vocabulary of 19 words."""
+    """A random BERT of 2 layers without a head, with a vocabulary of 19 words."""
     folder = tmp_path_factory.mktemp("model")
     vocabulary = folder / "vocab.txt"
     vocabulary.write_text("\n".join(("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS)) + "\n")
@@ -97,7 +97,7 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> str:
         max_position_embeddings=32,
         initializer_range=0.2,
     )
-    BertForSequenceClassification(config).save_pretrained(folder)
+    BertModel(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return str(folder)
 

@@ -47,7 +47,8 @@ def test_matthews_of_constant_predictions_is_zero():
 
 
 def test_correlations():
-    # Same order, other spacing: the ranks correlate fully, the values do not. Deviations (-1.5 -.5 .5 1.5), (-4 -3 -1 8).
+    # Same order, other spacing: the ranks correlate fully, the values do not.
+    # Deviations (-1.5 -.5 .5 1.5), (-4 -3 -1 8).
     scores = glue("stsb", [1.0, 2.0, 3.0, 4.0], [0.0, 1.0, 3.0, 12.0])
     assert scores["spearmanr"] == pytest.approx(1.0)
     assert scores["pearson"] == pytest.approx((6 + 1.5 - 0.5 + 12) / math.sqrt(5 * (16 + 9 + 1 + 64)))

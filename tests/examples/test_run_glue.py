@@ -1,0 +1,280 @@
+"""The text-classification script from its flags to its files, in one process."""
+
+import csv
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from datasets import load_dataset
+from safetensors.torch import load_file
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    Trainer,
+    TrainingArguments,
+    pipeline,
+    set_seed,
+)
+
+
+STEPS = 32
+TRAINING = {
+    "learning_rate": 5e-3,
+    "max_steps": STEPS,
+    "per_device_train_batch_size": 8,
+    "save_strategy": "steps",
+    "save_steps": 8,
+    "logging_steps": 8,
+    "seed": 7,
+    "use_cpu": True,
+}
+SANDWICH = ("--sampling_strategy", "sandwich", "--num_random_sub_nets", "1", "--selection_split", "0.3")
+SEARCH = ("--selection_split", "0.3", "--do_search", "--num_samples", "6", "--max_selection_samples", "16")
+
+
+@pytest.fixture(scope="module")
+def start(run_glue, tiny_model, tiny_files, tmp_path_factory):
+    """Run the script; data sets are cached in a folder that all tests share."""
+    cache = str(tmp_path_factory.mktemp("cache"))
+
+    def start(output_dir: Path, *flags: str, model: str | None = tiny_model) -> None:
+        settings = TRAINING | tiny_files | {"output_dir": output_dir, "cache_dir": cache, "max_seq_length": 12}
+        if model is not None:
+            settings["model_name_or_path"] = model
+        arguments = [text for key, value in settings.items() for text in (f"--{key}", str(value))]
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(sys, "argv", ["run_glue.py", *arguments, *flags])
+            run_glue.main()
+
+    return start
+
+
+@pytest.fixture(scope="module")
+def super_network(start, tmp_path_factory) -> Path:
+    """Folder of a run that trained and searched a super-network."""
+    folder = tmp_path_factory.mktemp("runs") / "super_network"
+    start(folder, "--do_train", "--do_eval", *SANDWICH, *SEARCH)
+    return folder
+
+
+def read(folder: Path, name: str = "all_results.json") -> dict:
+    return json.loads((folder / name).read_text())
+
+
+def weights(folder: str | Path) -> dict[str, torch.Tensor]:
+    return load_file(Path(folder) / "model.safetensors")
+
+
+def evaluations(folder: Path) -> list[dict]:
+    """Everything but how long they took."""
+    with open(folder / "search" / "evaluations.csv", newline="") as file:
+        return [{key: value for key, value in row.items() if key != "seconds"} for row in csv.DictReader(file)]
+
+
+@pytest.mark.parametrize("pad", ["True", "False"])
+def test_without_our_flags_it_is_plain_finetuning(start, tiny_model, tiny_files, tmp_path, pad):
+    start(tmp_path / "ours", "--do_train", "--do_eval", "--pad_to_max_length", pad)
+
+    files = {"train": tiny_files["train_file"], "validation": tiny_files["validation_file"]}
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    data = load_dataset("csv", data_files=files, cache_dir=str(tmp_path / "cache")).map(
+        lambda row: {
+            **tokenizer(row["text"], max_length=12, truncation=True, padding="max_length" if pad == "True" else False),
+            "label": ["negative", "positive"].index(row["label"]),
+        }
+    )
+    arguments = TrainingArguments(output_dir=str(tmp_path / "plain"), **TRAINING)
+    set_seed(arguments.seed)
+    trainer = Trainer(
+        AutoModelForSequenceClassification.from_pretrained(tiny_model, num_labels=2),
+        arguments,
+        train_dataset=data["train"],
+        eval_dataset=data["validation"],
+        processing_class=tokenizer,
+    )
+    trainer.train()
+    trainer.save_model()
+    results = read(tmp_path / "ours")
+    assert results["eval_loss"] == pytest.approx(trainer.evaluate()["eval_loss"], abs=1e-6)
+    assert results["train_samples"] == 64 and results["eval_samples"] == 24
+    predicted = trainer.predict(data["validation"]).predictions.argmax(-1) == data["validation"]["label"][:]
+    assert results["eval_accuracy"] == pytest.approx(predicted.mean())
+    ours, plain = weights(tmp_path / "ours"), weights(tmp_path / "plain")
+    assert not torch.equal(ours["bert.pooler.dense.weight"], weights(tiny_model)["pooler.dense.weight"])
+    assert ours.keys() == plain.keys()
+    for name in plain:
+        torch.testing.assert_close(ours[name], plain[name], rtol=0, atol=1e-6)
+    # The example scripts of transformers leave these.
+    for name in ("train_results.json", "eval_results.json", "trainer_state.json", "README.md", "tokenizer.json"):
+        assert (tmp_path / "ours" / name).is_file()
+    config = AutoModelForSequenceClassification.from_pretrained(tmp_path / "ours").config
+    assert config.id2label == {0: "negative", 1: "positive"}
+
+
+def test_json_file_instead_of_flags(run_glue, tiny_model, tiny_files, tmp_path, monkeypatch):
+    settings = {"model_name_or_path": tiny_model, "cache_dir": str(tmp_path / "cache"), "do_eval": True}
+    settings |= tiny_files | {"output_dir": str(tmp_path / "out"), "max_eval_samples": 10, "use_cpu": True}
+    (tmp_path / "run.json").write_text(json.dumps(settings))
+    monkeypatch.setattr(sys, "argv", ["run_glue.py", str(tmp_path / "run.json")])
+    run_glue.main()
+    assert read(tmp_path / "out")["eval_samples"] == 10
+
+
+def test_predictions(start, tiny_files, tmp_path):
+    start(tmp_path, "--do_predict", "--test_file", tiny_files["validation_file"], "--max_predict_samples", "5")
+    lines = (tmp_path / "predict_results_text-classification.txt").read_text().splitlines()
+    assert lines[0] == "index\tprediction" and len(lines) == 6
+    assert {line.split("\t")[1] for line in lines[1:]} <= {"negative", "positive"}
+
+
+def test_regression(start, run_glue, tiny_model, tmp_path):
+    rows = [{"text": "good " * (1 + i % 4), "label": (i % 4) / 2} for i in range(16)]
+    path = tmp_path / "scores.json"
+    path.write_text("\n".join(map(json.dumps, rows)))
+    data = ("--train_file", str(path), "--validation_file", str(path), "--test_file", str(path))
+    start(tmp_path / "out", "--do_train", "--do_eval", "--do_predict", *data)
+    predictions = (tmp_path / "out" / "predict_results_text-classification.txt").read_text().splitlines()[1:]
+    predictions = [float(line.split("\t")[1]) for line in predictions]
+    mse = sum((value - row["label"]) ** 2 for value, row in zip(predictions, rows, strict=True)) / len(rows)
+    assert read(tmp_path / "out")["eval_mse"] == pytest.approx(mse, abs=2e-3)
+
+
+def test_mnli_is_evaluated_twice(run_glue, tiny_model, tmp_path, monkeypatch):
+    for name, count in (("validation_matched", 6), ("validation_mismatched", 9)):
+        rows = [{"premise": "good film", "hypothesis": "the book", "label": i % 3} for i in range(count)]
+        path = tmp_path / "rows.json"
+        path.write_text("\n".join(map(json.dumps, rows)))
+        load_dataset("json", data_files=str(path), split="train", cache_dir=str(tmp_path / name)).to_parquet(
+            tmp_path / f"{name}.parquet"
+        )
+    flags = ["--task_name", "mnli", "--data_dir", str(tmp_path), "--model_name_or_path", tiny_model, "--do_eval"]
+    flags += ["--output_dir", str(tmp_path / "out"), "--cache_dir", str(tmp_path / "cache"), "--use_cpu"]
+    monkeypatch.setattr(sys, "argv", ["run_glue.py", *flags, "--max_seq_length", "12"])
+    run_glue.main()
+    results = read(tmp_path / "out")
+    # The same prediction for all rows, and each label equally often.
+    assert results["eval_accuracy"] == results["eval_accuracy_mm"] == pytest.approx(1 / 3)
+    assert (results["eval_samples"], results["eval_samples_mm"]) == (6, 9)
+
+
+def test_super_network_search_and_extraction(super_network, tiny_files):
+    results = read(super_network)
+    assert results["train_samples"] == 44 and results["eval_samples"] == 24
+    assert len(evaluations(super_network)) == 6
+    for name in ("result.json", "front.csv", "front.json", "front.png"):
+        assert (super_network / "search" / name).stat().st_size > 0
+    small = AutoModelForSequenceClassification.from_pretrained(super_network / "extracted")
+    assert small.num_parameters() == results["chosen_parameters"]
+    # What the report says of the extracted model is what a user of it measures on the validation set.
+    classify = pipeline("text-classification", model=str(super_network / "extracted"), device="cpu")
+    rows = load_dataset("csv", data_files=tiny_files["validation_file"], split="train")
+    right = [reply["label"] == label for reply, label in zip(classify(rows["text"][:]), rows["label"], strict=True)]
+    assert sum(right) / len(right) == pytest.approx(results["chosen_validation_accuracy"])
+
+
+def test_finished_training_is_not_repeated(start, run_glue, super_network, tmp_path, monkeypatch):
+    def refuse(self, *args, **kwargs):
+        raise AssertionError("trained again")
+
+    monkeypatch.setattr(run_glue.SuperNetworkTrainer, "train", refuse)
+    before, results = weights(super_network), read(super_network)
+    start(super_network, "--do_train", "--do_eval", *SANDWICH, *SEARCH)
+    after = weights(super_network)
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert read(super_network)["eval_loss"] == pytest.approx(results["eval_loss"], abs=1e-6)
+    assert read(super_network)["chosen_parameters"] == results["chosen_parameters"]
+
+
+def test_search_of_a_saved_super_network(start, super_network, tmp_path):
+    flags = ("--checkpoint_dir_model", str(super_network), *SEARCH)
+    start(tmp_path, *flags, model=None)
+    assert evaluations(tmp_path) == evaluations(super_network)
+    assert not (tmp_path / "model.safetensors").exists()
+
+
+def test_search_on_examples_of_the_training_is_refused(start, super_network, tmp_path):
+    flags = ("--checkpoint_dir_model", str(super_network / f"checkpoint-{STEPS}"), *SEARCH)
+    with pytest.raises(
+        ValueError, match="dataset_seed 128 and is to be searched with 3.*give --dataset_seed the same"
+    ):
+        start(tmp_path, *flags, "--dataset_seed", "3", model=None)
+
+
+def test_killed_training_continues(start, run_glue, tmp_path, monkeypatch):
+    flags = ("--do_train", *SANDWICH)
+    start(tmp_path / "whole", *flags)
+    training_step = run_glue.SuperNetworkTrainer.training_step
+
+    def die(self, *args, **kwargs):
+        if self.state.global_step == 11:
+            raise KeyboardInterrupt
+        return training_step(self, *args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run_glue.SuperNetworkTrainer, "training_step", die)
+        with pytest.raises(KeyboardInterrupt):
+            start(tmp_path / "killed", *flags)
+    steps = []
+
+    def count(self, *args, **kwargs):
+        steps.append(self.state.global_step)
+        return training_step(self, *args, **kwargs)
+
+    monkeypatch.setattr(run_glue.SuperNetworkTrainer, "training_step", count)
+    start(tmp_path / "killed", *flags)
+    assert steps == list(range(8, STEPS))
+    whole, killed = weights(tmp_path / "whole"), weights(tmp_path / "killed")
+    for name in whole:
+        torch.testing.assert_close(killed[name], whole[name], rtol=0, atol=1e-6)
+
+
+def test_other_run_in_the_output_folder_is_refused(start, super_network, tmp_path):
+    with pytest.raises(ValueError, match="holds another run .learning_rate was 0.005 and is 0.1.; choose another"):
+        start(super_network, "--do_train", *SANDWICH, "--do_search", "--learning_rate", "0.1")
+    (tmp_path / "all_results.json").write_text("{}")
+    with pytest.raises(
+        ValueError, match="holds another run .all_results.json.; choose another --output_dir or delete"
+    ):
+        start(tmp_path, "--do_train")
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ((), "There is nothing to do"),
+        (("--do_search",), "needs a trained super-network; add --checkpoint_dir_model"),
+        (("--do_eval", "--checkpoint_dir_model", "x"), "--checkpoint_dir_model 'x' names a trained super-network"),
+        (("--do_train", "--do_search", "--checkpoint_dir_model", "x"), "leave out either of them"),
+        (("--do_search", "--checkpoint_dir_model", "nowhere"), "'nowhere' is no folder"),
+        (("--do_train", "--sampling_strategy", "sandwhich"), "sandwhich"),
+        (("--do_train", "--search_space", "tiny", *SANDWICH), "tiny"),
+        (("--do_train", "--do_search", "--search_strategy", "grid"), "grid"),
+        (("--do_train", "--do_search", "--num_samples", "0"), "num_samples"),
+        (("--do_train", "--do_search", "--selection_split", "1.5"), "selection_split"),
+    ],
+)
+def test_refused_before_training(start, run_glue, tmp_path, monkeypatch, flags, message):
+    monkeypatch.setattr(run_glue, "tokenize", None)  # what is refused is refused before this is called
+    with pytest.raises(ValueError, match=message):
+        start(tmp_path / "out", *flags)
+    assert not (tmp_path / "out" / "run.json").exists()
+
+
+def test_missing_model(start, tmp_path):
+    with pytest.raises(ValueError, match="No model is given; add --model_name_or_path"):
+        start(tmp_path, "--do_eval", model=None)
+
+
+def test_finished_run_record(run_state, tmp_path):
+    assert run_state.prepare_output_folder(tmp_path / "new", {"seed": 1}) == (False, None)
+    run_state.write_run(tmp_path, {"seed": 1}, finished=False)
+    (tmp_path / "model.safetensors").touch()  # died between saving the model and recording the end
+    assert run_state.prepare_output_folder(tmp_path, {"seed": 1}) == (False, None)
+    (tmp_path / "checkpoint-4").mkdir()
+    assert run_state.prepare_output_folder(tmp_path, {"seed": 1}) == (False, str(tmp_path / "checkpoint-4"))
+    run_state.write_run(tmp_path, {"seed": 1}, finished=True)
+    assert run_state.prepare_output_folder(tmp_path, {"seed": 1}) == (True, None)
+    with pytest.raises(ValueError, match="seed was 1 and is 2"):
+        run_state.prepare_output_folder(tmp_path, {"seed": 2})
