@@ -1,7 +1,7 @@
 """From a trained super-network to the Pareto set, the table, the picture and one extracted model."""
 
 import hashlib
-import logging
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +12,7 @@ import torch
 from transformers import EvalPrediction
 
 from hf_nas.extraction import extract, save_extracted
+from hf_nas.files import write_json
 from hf_nas.profiling import Parts, SizeTable
 from hf_nas.report import FrontTable, plot_front
 from hf_nas.search import SearchResult, SuperNetworkEvaluator, choose, error_objective, parameters_objective, search
@@ -19,9 +20,6 @@ from hf_nas.space import get_search_space
 from hf_nas.subnetwork import SubNetwork
 from trainer_plugins.arguments import SearchArguments
 from trainer_plugins.super_network_trainer import SuperNetworkTrainer
-
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -102,7 +100,26 @@ def run_search(
             first one goes into the table.
         output_dir: where to.
     """
-    output_dir = Path(output_dir)
+    arguments = (selection_dataset, compute_metrics, metric_name, greater_is_better, report_datasets or {})
+    # A search is sequential and its journal has one writer: the first process searches, the others read what it found.
+    if trainer.is_world_process_zero():
+        outcome = _search(trainer, search_arguments, *arguments, Path(output_dir))
+        trainer.accelerator.wait_for_everyone()
+        return outcome
+    trainer.accelerator.wait_for_everyone()
+    return _read_outcome(Path(output_dir))
+
+
+def _search(
+    trainer: SuperNetworkTrainer,
+    search_arguments: SearchArguments,
+    selection_dataset: Sequence[Mapping[str, Any]],
+    compute_metrics: Callable[[EvalPrediction], Mapping[str, float]],
+    metric_name: str,
+    greater_is_better: bool,
+    report_datasets: Mapping[str, Sequence[Mapping[str, Any]]],
+    output_dir: Path,
+) -> SearchOutcome:
     folder = output_dir / "search"
     super_network = trainer.create_super_network()
     model = super_network.model
@@ -138,7 +155,7 @@ def run_search(
         greater_is_better=greater_is_better,
     )
     largest = next((i for i, trial in enumerate(result.trials) if trial.sub_network == space.largest), chosen)
-    reported = _report(result, {*result.pareto, chosen, largest}, report_datasets or {}, evaluator)
+    reported = _report(result, {*result.pareto, chosen, largest}, report_datasets, evaluator)
     table = FrontTable.of(
         result,
         parameters=sizes.parameters,
@@ -150,18 +167,26 @@ def run_search(
         greater_is_better=greater_is_better,
     )
     chosen_folder = output_dir / "extracted"
-    if trainer.is_world_process_zero():
-        result.save_json(folder / "result.json")
-        result.save_csv(folder / "evaluations.csv")
-        table.to_json(folder / "front.json")
-        table.to_csv(folder / "front.csv")
-        plot_front(table, folder / "front.png")
-        for index in {*result.pareto, chosen}:
-            result.trials[index].sub_network.save(folder / "sub_networks" / f"{index}.json")
-        sub_network = result.trials[chosen].sub_network
-        save_extracted(extract(model, sub_network), sub_network, chosen_folder, trainer.processing_class)
+    result.save_json(folder / "result.json")
+    result.save_csv(folder / "evaluations.csv")
+    table.to_json(folder / "front.json")
+    table.to_csv(folder / "front.csv")
+    plot_front(table, folder / "front.png")
+    for index in {*result.pareto, chosen}:
+        result.trials[index].sub_network.save(folder / "sub_networks" / f"{index}.json")
+    sub_network = result.trials[chosen].sub_network
+    save_extracted(extract(model, sub_network), sub_network, chosen_folder, trainer.processing_class)
     metrics = _summary(result, chosen, table, reported)
+    write_json(folder / "summary.json", {"chosen": chosen, "metrics": metrics})
     return SearchOutcome(result, table, chosen, chosen_folder, metrics)
+
+
+def _read_outcome(output_dir: Path) -> SearchOutcome:
+    folder = output_dir / "search"
+    result = SearchResult.load(folder / "result.json")
+    table = FrontTable.from_dict(json.loads((folder / "front.json").read_text(encoding="utf-8")))
+    summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+    return SearchOutcome(result, table, summary["chosen"], output_dir / "extracted", summary["metrics"])
 
 
 def _report(

@@ -62,6 +62,11 @@ def test_what_a_search_leaves_behind(trained, tmp_path) -> None:
     assert [trial.sub_network for trial in outcome.result.trials[:2]] == [space.largest, space.smallest]
 
 
+def test_other_processes_read_what_the_first_one_found(trained, tmp_path) -> None:
+    outcome = start(trained, tmp_path, num_samples=5)
+    assert search._read_outcome(tmp_path) == outcome
+
+
 def test_running_again_continues_and_repeats_nothing(trained, tmp_path, monkeypatch) -> None:
     evaluated: list[SubNetwork] = []
 
