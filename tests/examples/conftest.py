@@ -95,7 +95,6 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> str:
         num_attention_heads=4,
         intermediate_size=32,
         max_position_embeddings=32,
-        initializer_range=0.2,
     )
     BertModel(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)

@@ -18,15 +18,17 @@ from transformers import (
     set_seed,
 )
 
+from hf_nas.search import SuperNetworkEvaluator
 
-STEPS = 32
+
+STEPS = 64
 TRAINING = {
-    "learning_rate": 5e-3,
+    "learning_rate": 1e-2,
     "max_steps": STEPS,
     "per_device_train_batch_size": 8,
     "save_strategy": "steps",
-    "save_steps": 8,
-    "logging_steps": 8,
+    "save_steps": 16,
+    "logging_steps": 16,
     "seed": 7,
     "use_cpu": True,
 }
@@ -82,8 +84,9 @@ def test_without_our_flags_it_is_plain_finetuning(start, tiny_model, tiny_files,
     data = load_dataset("csv", data_files=files, cache_dir=str(tmp_path / "cache")).map(
         lambda row: {
             **tokenizer(row["text"], max_length=12, truncation=True, padding="max_length" if pad == "True" else False),
-            "label": ["negative", "positive"].index(row["label"]),
-        }
+            "labels": ["negative", "positive"].index(row["label"]),
+        },
+        remove_columns=["text", "label"],
     )
     arguments = TrainingArguments(output_dir=str(tmp_path / "plain"), **TRAINING)
     set_seed(arguments.seed)
@@ -98,8 +101,9 @@ def test_without_our_flags_it_is_plain_finetuning(start, tiny_model, tiny_files,
     trainer.save_model()
     results = read(tmp_path / "ours")
     assert results["eval_loss"] == pytest.approx(trainer.evaluate()["eval_loss"], abs=1e-6)
+    assert results["eval_accuracy"] > 0.9
     assert results["train_samples"] == 64 and results["eval_samples"] == 24
-    predicted = trainer.predict(data["validation"]).predictions.argmax(-1) == data["validation"]["label"][:]
+    predicted = trainer.predict(data["validation"]).predictions.argmax(-1) == data["validation"]["labels"][:]
     assert results["eval_accuracy"] == pytest.approx(predicted.mean())
     ours, plain = weights(tmp_path / "ours"), weights(tmp_path / "plain")
     assert not torch.equal(ours["bert.pooler.dense.weight"], weights(tiny_model)["pooler.dense.weight"])
@@ -159,8 +163,9 @@ def test_mnli_is_evaluated_twice(run_glue, tiny_model, tmp_path, monkeypatch):
     assert (results["eval_samples"], results["eval_samples_mm"]) == (6, 9)
 
 
-def test_super_network_search_and_extraction(super_network, tiny_files):
+def test_super_network_search_and_extraction(super_network, tiny_files, tmp_path):
     results = read(super_network)
+    assert results["eval_accuracy"] > 0.75  # 13 of the 24 are of one class
     assert results["train_samples"] == 44 and results["eval_samples"] == 24
     assert len(evaluations(super_network)) == 6
     for name in ("result.json", "front.csv", "front.json", "front.png"):
@@ -169,7 +174,7 @@ def test_super_network_search_and_extraction(super_network, tiny_files):
     assert small.num_parameters() == results["chosen_parameters"]
     # What the report says of the extracted model is what a user of it measures on the validation set.
     classify = pipeline("text-classification", model=str(super_network / "extracted"), device="cpu")
-    rows = load_dataset("csv", data_files=tiny_files["validation_file"], split="train")
+    rows = load_dataset("csv", data_files=tiny_files["validation_file"], split="train", cache_dir=str(tmp_path))
     right = [reply["label"] == label for reply, label in zip(classify(rows["text"][:]), rows["label"], strict=True)]
     assert sum(right) / len(right) == pytest.approx(results["chosen_validation_accuracy"])
 
@@ -202,13 +207,19 @@ def test_search_on_examples_of_the_training_is_refused(start, super_network, tmp
         start(tmp_path, *flags, "--dataset_seed", "3", model=None)
 
 
+def test_search_of_a_model_trained_on_everything_is_refused(start, run_state, tmp_path):
+    run_state.write_run(tmp_path, {"seed": 7}, finished=True)
+    with pytest.raises(ValueError, match="was trained on all examples, so none are left"):
+        start(tmp_path / "search", "--checkpoint_dir_model", str(tmp_path), *SEARCH, model=None)
+
+
 def test_killed_training_continues(start, run_glue, tmp_path, monkeypatch):
     flags = ("--do_train", *SANDWICH)
     start(tmp_path / "whole", *flags)
     training_step = run_glue.SuperNetworkTrainer.training_step
 
     def die(self, *args, **kwargs):
-        if self.state.global_step == 11:
+        if self.state.global_step == 19:
             raise KeyboardInterrupt
         return training_step(self, *args, **kwargs)
 
@@ -224,14 +235,40 @@ def test_killed_training_continues(start, run_glue, tmp_path, monkeypatch):
 
     monkeypatch.setattr(run_glue.SuperNetworkTrainer, "training_step", count)
     start(tmp_path / "killed", *flags)
-    assert steps == list(range(8, STEPS))
+    assert steps == list(range(16, STEPS))
     whole, killed = weights(tmp_path / "whole"), weights(tmp_path / "killed")
     for name in whole:
         torch.testing.assert_close(killed[name], whole[name], rtol=0, atol=1e-6)
 
 
+def test_killed_search_continues(start, super_network, tmp_path, monkeypatch):
+    flags = ("--do_train", *SANDWICH, *SEARCH)
+    evaluate, calls, survived = SuperNetworkEvaluator.__call__, [], 4
+
+    def count(self, sub_network):
+        if len(calls) == survived:
+            raise KeyboardInterrupt
+        calls.append(sub_network)
+        return evaluate(self, sub_network)
+
+    monkeypatch.setattr(SuperNetworkEvaluator, "__call__", count)
+    with pytest.raises(KeyboardInterrupt):
+        start(tmp_path, *flags)
+    trained = (tmp_path / "model.safetensors").stat().st_mtime_ns
+    counts = []
+    for _ in range(2):
+        calls, survived = [], None
+        start(tmp_path, *flags)
+        counts.append(len(calls))
+    # The last attempt has nothing left to search and only measures on the validation set what was found.
+    assert counts[0] - counts[1] == 6 - 4
+    assert (tmp_path / "model.safetensors").stat().st_mtime_ns == trained
+    assert evaluations(tmp_path) == evaluations(super_network)
+    assert read(tmp_path)["chosen_parameters"] == read(super_network)["chosen_parameters"]
+
+
 def test_other_run_in_the_output_folder_is_refused(start, super_network, tmp_path):
-    with pytest.raises(ValueError, match="holds another run .learning_rate was 0.005 and is 0.1.; choose another"):
+    with pytest.raises(ValueError, match="holds another run .learning_rate was 0.01 and is 0.1.; choose another"):
         start(super_network, "--do_train", *SANDWICH, "--do_search", "--learning_rate", "0.1")
     (tmp_path / "all_results.json").write_text("{}")
     with pytest.raises(
