@@ -52,7 +52,7 @@ def trainer(
     return SuperNetworkTrainer(
         model=zoo.without_dropout(zoo.build(model)),
         args=arguments,
-        super_network=SuperNetworkArguments(sampling_strategy=strategy, **ours),
+        super_network=SuperNetworkArguments(sampling_strategy=strategy, num_random_sub_nets=2, **ours),
         train_dataset=data,
         data_collator=default_data_collator,
     )
