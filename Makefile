@@ -25,10 +25,11 @@ demo: $(INSTALLED)
 		--sampling_strategy sandwich \
 		--search_space small \
 		--max_train_samples 3200 \
+		--max_eval_samples 1000 \
 		--num_train_epochs 1 \
-		--learning_rate 1e-4 \
+		--learning_rate 1.5e-4 \
 		--warmup_steps 0.06 \
-		--per_device_train_batch_size 32 \
+		--per_device_train_batch_size 16 \
 		--per_device_eval_batch_size 64 \
 		--pad_to_max_length False \
 		--search_strategy nsga2 \
@@ -36,7 +37,7 @@ demo: $(INSTALLED)
 		--max_selection_samples 512 \
 		--max_params_ratio 0.5 \
 		--logging_steps 20 \
-		--save_steps 25 \
+		--save_steps 50 \
 		--save_total_limit 1 \
 		--use_cpu \
 		--output_dir $(DEMO_OUTPUT)
