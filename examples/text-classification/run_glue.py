@@ -111,7 +111,15 @@ def load_model(
     is_given = source == arguments.model_name_or_path
     config_source = (is_given and arguments.config_name) or source
     tokenizer_source = (is_given and arguments.tokenizer_name) or source
-    config = AutoConfig.from_pretrained(config_source, num_labels=len(data.labels) or 1, **options)
+    num_labels = len(data.labels) or 1
+    saved = AutoConfig.from_pretrained(config_source, **options)
+    has_head = any(name.endswith("ForSequenceClassification") for name in saved.architectures or ())
+    if has_head and saved.num_labels != num_labels and not arguments.ignore_mismatched_sizes:
+        raise ValueError(
+            f"The model '{source}' has a head for {saved.num_labels} labels and the data have {num_labels}; give the "
+            "model of these data, or add --ignore_mismatched_sizes to start with a new head."
+        )
+    config = AutoConfig.from_pretrained(config_source, num_labels=num_labels, **options)
     tokenizer = AutoTokenizer.from_pretrained(tokenizer_source, use_fast=arguments.use_fast_tokenizer, **options)
     model = AutoModelForSequenceClassification.from_pretrained(
         source, config=config, ignore_mismatched_sizes=arguments.ignore_mismatched_sizes, **options

@@ -299,6 +299,16 @@ def test_refused_before_training(start, run_glue, tmp_path, monkeypatch, flags, 
     assert not (tmp_path / "out" / "run.json").exists()
 
 
+def test_model_of_other_data(start, tiny_model, tmp_path):
+    AutoModelForSequenceClassification.from_pretrained(tiny_model, num_labels=5).save_pretrained(tmp_path / "five")
+    AutoTokenizer.from_pretrained(tiny_model).save_pretrained(tmp_path / "five")
+    with pytest.raises(ValueError, match="has a head for 5 labels and the data have 2; give the model of these data"):
+        start(tmp_path / "out", "--do_search", "--checkpoint_dir_model", str(tmp_path / "five"), model=None)
+    with pytest.raises(ValueError, match="has a head for 5 labels and the data have 2"):
+        start(tmp_path / "out", "--do_train", model=str(tmp_path / "five"))
+    start(tmp_path / "out", "--do_eval", "--ignore_mismatched_sizes", model=str(tmp_path / "five"))
+
+
 def test_missing_model(start, tmp_path):
     with pytest.raises(ValueError, match="No model is given; add --model_name_or_path"):
         start(tmp_path, "--do_eval", model=None)
