@@ -9,9 +9,9 @@ import pytest
 ROOT = Path(__file__).parent.parent
 # A package imports only from those before it (and from itself).
 LEVELS = (
-    "version", "ops", "files", "bypass",
-    "structures", "subnetwork", "resize", "profiling", "space", "distillation", "gates",
-    "elastic", "importance", "search", "extraction", "report", "hf_nas", "trainer_plugins", "examples",
+    "version", "ops", "files", "graph_names", "bypass",
+    "structures", "subnetwork", "resize", "profiling", "importance", "space", "distillation", "gates",
+    "elastic", "nncf_config", "search", "extraction", "report", "hf_nas", "cli", "trainer_plugins", "examples",
 )  # fmt: skip
 
 

@@ -32,8 +32,8 @@ from transformers.utils import check_min_version
 from arguments import DataTrainingArguments, ModelArguments
 from data import TextData, label_order, load_data, split_selection, take, tokenize
 from demo import answer, demo_model
-from run_state import check_same_split, describe_run, prepare_output_folder, write_run
 from trainer_plugins import SearchArguments, SuperNetworkArguments, SuperNetworkTrainer, check_arguments, run_search
+from trainer_plugins.run_state import check_same_split, describe_run, prepare_output_folder, write_run
 
 
 check_min_version("5.14.0")

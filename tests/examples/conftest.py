@@ -46,11 +46,6 @@ def data_module(run_glue: ModuleType) -> ModuleType:
 
 
 @pytest.fixture(scope="package")
-def run_state(run_glue: ModuleType) -> ModuleType:
-    return sys.modules["run_state"]
-
-
-@pytest.fixture(scope="package")
 def demo(run_glue: ModuleType) -> ModuleType:
     return sys.modules["demo"]
 

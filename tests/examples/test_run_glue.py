@@ -19,6 +19,7 @@ from transformers import (
 )
 
 from hf_nas.search import SuperNetworkEvaluator
+from trainer_plugins import run_state
 
 
 STEPS = 64
@@ -207,7 +208,7 @@ def test_search_on_examples_of_the_training_is_refused(start, super_network, tmp
         start(tmp_path, *flags, "--dataset_seed", "3", model=None)
 
 
-def test_search_of_a_model_trained_on_everything_is_refused(start, run_state, tmp_path):
+def test_search_of_a_model_trained_on_everything_is_refused(start, tmp_path):
     run_state.write_run(tmp_path, {"seed": 7}, finished=True)
     with pytest.raises(ValueError, match="was trained on all examples, so none are left"):
         start(tmp_path / "search", "--checkpoint_dir_model", str(tmp_path), *SEARCH, model=None)
@@ -314,7 +315,7 @@ def test_missing_model(start, tmp_path):
         start(tmp_path, "--do_eval", model=None)
 
 
-def test_finished_run_record(run_state, tmp_path):
+def test_finished_run_record(tmp_path):
     assert run_state.prepare_output_folder(tmp_path / "new", {"seed": 1}) == (False, None)
     run_state.write_run(tmp_path, {"seed": 1}, finished=False)
     (tmp_path / "model.safetensors").touch()  # died between saving the model and recording the end
