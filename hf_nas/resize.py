@@ -13,7 +13,7 @@ from transformers.pytorch_utils import Conv1D
 
 from hf_nas.bypass import Bypass, OwnPositionBias, WithoutHeads, WithoutInputs, layer_index, swap_class
 from hf_nas.ops import keep_inputs, keep_outputs, output_size, unit_features
-from hf_nas.structures.base import ModelStructure, SubLayer, find_layers
+from hf_nas.structures.base import NORM_ONLY, ModelStructure, SubLayer, find_layers
 
 
 def removed_layers(structure: ModelStructure, kept: Mapping[str, object]) -> dict[str, tuple[int, ...]]:
@@ -64,7 +64,7 @@ def resize(
     Args:
         model: described by `structure`.
         structure: its structure.
-        kept: by name of every sub-layer, the number of units, their ids, or None (skipped).
+        kept: by name of every sub-layer, the number of units, their ids, `NORM_ONLY` or None (skipped).
         own_bias: by stack, whether its self-attentions get relative position biases of their own.
         drop_layers: whether layers whose sub-layers are all skipped leave the layer list, which renumbers the rest.
     """
@@ -111,8 +111,9 @@ def _give_own_position_bias(base: nn.Module, sub_layer: SubLayer) -> None:
 
 
 def _resize_sub_layer(base: nn.Module, sub_layer: SubLayer, kept: object) -> None:
-    if kept is None:
-        _skip(base, sub_layer)
+    if kept is None or kept == NORM_ONLY:
+        if kept is None or not sub_layer.norm_only:
+            _bypass(base, sub_layer, sub_layer.layout.bypass if kept is None else sub_layer.layout.norm_only)
         return
     layout = sub_layer.layout
     units = torch.arange(kept) if isinstance(kept, int) else torch.tensor(kept, dtype=torch.long)
@@ -137,15 +138,14 @@ def _resize_sub_layer(base: nn.Module, sub_layer: SubLayer, kept: object) -> Non
         swap_class(core, WithoutHeads)
 
 
-def _skip(base: nn.Module, sub_layer: SubLayer) -> None:
+def _bypass(base: nn.Module, sub_layer: SubLayer, replacements: tuple[tuple[str, str], ...]) -> None:
     layer = base.get_submodule(sub_layer.path)
-    layout = sub_layer.layout
-    writer = layout.writers[0]
+    writer = sub_layer.layout.writers[0]
     weight = layer.get_submodule(writer).weight
-    rows = 0 if isinstance(layer.get_submodule(writer), nn.Linear) else 1
+    rows = 1 if isinstance(layer.get_submodule(writer), Conv1D) else 0
     shape = list(weight.shape)
     shape[rows] = 0
-    for path, kind in layout.bypass:
+    for path, kind in replacements:
         bypass = Bypass(kind, layer_index(layer.get_submodule(path)))
         if writer == path or writer.startswith(path + "."):
             name = f"{writer}.weight".removeprefix(path + ".")

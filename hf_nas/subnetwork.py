@@ -7,21 +7,22 @@ from pathlib import Path
 from typing import Any
 
 from hf_nas.files import write_json
-from hf_nas.structures import ModelStructure, SubLayer
+from hf_nas.structures import NORM_ONLY, ModelStructure, SubLayer
 
 
-__all__ = ["Kept", "SubNetwork", "kept_ids"]
+__all__ = ["NORM_ONLY", "Kept", "SubNetwork", "kept_ids"]
 
 FILE_NAME = "sub_network.json"
 _FORMAT = "hf_nas.sub_network/1"
 
-# The first k units, these units, or None: the sub-layer is skipped, normalisation included.
-Kept = int | tuple[int, ...] | None
+# What a sub-network keeps of a sub-layer: the first k units or these units (with 0 or none of them the bias of its
+# output projection and its normalisation stay), NORM_ONLY (nothing but its normalisation), or None (it is skipped).
+Kept = int | tuple[int, ...] | str | None
 
 
 def kept_ids(kept: Kept) -> Sequence[int]:
-    """Ids of the kept units; none for a skipped sub-layer."""
-    if kept is None:
+    """Ids of the kept units; none for a sub-layer that is skipped or of which only the normalisation stays."""
+    if kept is None or kept == NORM_ONLY:
         return ()
     return range(kept) if isinstance(kept, int) else kept
 
@@ -30,12 +31,18 @@ def _canonical(sub_layer: SubLayer, kept: Any) -> Kept:
     units, name = sub_layer.units, sub_layer.name
     if kept is None:
         return None
+    if kept == NORM_ONLY:
+        # Where the normalisation comes first, nothing reads it once the rest is gone.
+        return NORM_ONLY if sub_layer.layout.norm_only and not sub_layer.skipped else None
     if isinstance(kept, bool) or not isinstance(kept, int | Iterable) or isinstance(kept, str):
         raise ValueError(
-            f"Sub-layer {name!r} is given {kept!r}; give a number of units, a list of unit ids, or None to skip it."
+            f"Sub-layer {name!r} is given {kept!r}; give a number of units, a list of unit ids, "
+            f"None to skip it, or {NORM_ONLY!r} to keep only its normalisation."
         )
     if sub_layer.skipped:
         raise ValueError(f"Sub-layer {name!r} is gone from this model already, so it can only be None; got {kept!r}.")
+    if sub_layer.norm_only and kept in (0, (), []):
+        return NORM_ONLY
     if isinstance(kept, int):
         if not 0 <= kept <= units:
             raise ValueError(f"Sub-layer {name!r} has {units} units but {kept} are asked for; choose 0 to {units}.")
@@ -59,7 +66,7 @@ class SubNetwork:
     Args:
         model_type: family of the model.
         units: number of units of each sub-layer of that model, by which a sub-network is matched with its model.
-        kept: what is kept of each: a number k (the first k units), a tuple of ids, or None (skipped).
+        kept: what is kept of each: a number k (the first k units), a tuple of ids, [`NORM_ONLY`] or None (skipped).
     """
 
     model_type: str
@@ -86,7 +93,7 @@ class SubNetwork:
             )
         choices = []
         for sub_layer in structure:
-            default = None if sub_layer.skipped else sub_layer.units
+            default = None if sub_layer.skipped else NORM_ONLY if sub_layer.norm_only else sub_layer.units
             choices.append(_canonical(sub_layer, kept.get(sub_layer.name, default)))
         return cls(
             model_type=structure.model_type,
@@ -104,7 +111,7 @@ class SubNetwork:
 
     def counts(self) -> tuple[int | None, ...]:
         """Number of units kept of each sub-layer, None where it is skipped."""
-        return tuple(k if k is None or isinstance(k, int) else len(k) for k in self.kept)
+        return tuple(None if k is None else len(kept_ids(k)) for k in self.kept)
 
     def check(self, structure: ModelStructure) -> None:
         """Raise a `ValueError` unless this is a sub-network of a model with this structure."""

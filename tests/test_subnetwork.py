@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from hf_nas import SubNetwork, describe
+from hf_nas import SizeTable, SubNetwork, SuperNetwork, describe, extract
+from hf_nas.subnetwork import NORM_ONLY
 from tests import zoo
 
 
@@ -31,6 +32,37 @@ def test_json_round_trip(structure, case: str, tmp_path) -> None:
     assert SubNetwork.from_dict(json.loads(json.dumps(sub_network.to_dict()))) == sub_network
 
 
+def test_only_the_norm_stays_where_it_comes_after_the_rest(structure) -> None:
+    name = "encoder.1.feed_forward"
+    assert SubNetwork.of(structure, {name: NORM_ONLY})[name] == NORM_ONLY
+    assert len({SubNetwork.of(structure, {name: kept}) for kept in (NORM_ONLY, None, 0)}) == 3
+    decoder = describe(zoo.build("llama"))
+    name = "decoder.1.feed_forward"
+    assert SubNetwork.of(decoder, {name: NORM_ONLY}) == SubNetwork.of(decoder, {name: None})
+
+
+def test_a_model_of_which_only_a_norm_is_left() -> None:
+    model = zoo.build("bert")
+    name = "encoder.1.feed_forward"
+    small = extract(model, SubNetwork.of(describe(model), {name: NORM_ONLY}))
+    structure = describe(small)
+    assert structure[name].norm_only and not structure[name].skipped
+    assert SubNetwork.full(structure)[name] == SubNetwork.of(structure, {name: 0})[name] == NORM_ONLY
+    with pytest.raises(ValueError, match="has 0 units but 1 are asked for"):
+        SubNetwork.of(structure, {name: 1})
+    smaller = SubNetwork.of(structure, {name: None, "encoder.0.attention": 1})
+    inputs = zoo.inputs_for(small)
+    wanted = zoo.logits(extract(model, SubNetwork.of(describe(model), {name: None, "encoder.0.attention": 1})), inputs)
+    assert (zoo.logits(extract(small, smaller), inputs) - wanted).abs().max() <= 1e-5
+    with SuperNetwork(small) as super_network:
+        super_network.activate(smaller)
+        assert (zoo.logits(small, inputs) - wanted).abs().max() <= 1e-5
+    table = SizeTable(small)
+    for sub_network in (SubNetwork.full(structure), smaller):
+        parameters = sum(p.numel() for p in extract(small, sub_network).parameters())
+        assert table.parameters(sub_network) == parameters
+
+
 def test_it_cannot_be_changed(structure) -> None:
     with pytest.raises(AttributeError):
         SubNetwork.full(structure).kept = ()
@@ -43,7 +75,7 @@ def test_it_cannot_be_changed(structure) -> None:
         ({"encoder.0.attention": -1}, "has 4 units but -1 are asked for"),
         ({"encoder.0.attention": [0, 4]}, "units 0 to 3 but is given the ids"),
         ({"encoder.0.attention": [1, 1]}, "give each kept unit once"),
-        ({"encoder.0.attention": "all"}, "is given 'all'; give a number of units, a list of unit ids, or None"),
+        ({"encoder.0.attention": "all"}, "is given 'all'; give a number of units, a list of unit ids, None"),
         ({"encoder.0.attention": 1.5}, "is given 1.5"),
         ({"encoder.0.attention": True}, "is given True"),
         ({"encoder.9.attention": 1}, "This bert model has no sub-layer 'encoder.9.attention'"),

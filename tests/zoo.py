@@ -35,7 +35,7 @@ from transformers import (
 )
 
 from hf_nas.structures import describe
-from hf_nas.subnetwork import SubNetwork, kept_ids
+from hf_nas.subnetwork import NORM_ONLY, SubNetwork, kept_ids
 
 
 _ENCODER = {
@@ -201,6 +201,9 @@ def corner_cases(model: PreTrainedModel) -> dict[str, SubNetwork]:
         "attention of a middle layer gone": pick(lambda s: attention(s) and s.layer == 1, None),
         "all attention gone": pick(attention, None),
         "feed-forward gone": pick(lambda s: feed_forward(s) and s.layer == 1, None),
+        "attention gone but its norm": pick(lambda s: attention(s) and s.layer == 0, NORM_ONLY),
+        "feed-forward gone but its norm": pick(lambda s: feed_forward(s) and s.layer == 1, NORM_ONLY),
+        "nothing but norms": pick(lambda s: True, NORM_ONLY),
         "first layer gone": pick(lambda s: s.layer == 0, None),
         "a layer of the first stack gone": pick(
             lambda s: s.stack == structure.sub_layers[0].stack and s.layer == 1, None
@@ -241,7 +244,7 @@ def dense_oracle(model: PreTrainedModel, sub_network: SubNetwork) -> PreTrainedM
         mask = mask.repeat_interleave(sub_layer.features)
         with torch.no_grad():
             reader.weight.mul_(mask if isinstance(reader, nn.Linear) else mask[:, None])
-            if kept is None and getattr(reader, "bias", None) is not None:
+            if kept in (None, NORM_ONLY) and getattr(reader, "bias", None) is not None:
                 reader.bias.zero_()
         if kept is None:
             for path in sub_layer.layout.norms:

@@ -20,7 +20,7 @@ from hf_nas.elastic.modules import (
 )
 from hf_nas.ops import output_size, unit_features
 from hf_nas.structures import SubLayer, describe
-from hf_nas.subnetwork import Kept, SubNetwork
+from hf_nas.subnetwork import NORM_ONLY, Kept, SubNetwork
 
 
 __all__ = ["SuperNetwork", "is_elastic", "plain_copy_of"]
@@ -137,17 +137,17 @@ class SuperNetwork:
             return None
         base = self.model.base_model
         layout = sub_layer.layout
-        for path in (*layout.writers, layout.reader):
+        for path in () if sub_layer.norm_only else (*layout.writers, layout.reader):
             module = sub_layer.module(base, path)
             swap_class(module, ElasticLinear if isinstance(module, nn.Linear) else ElasticConv1D)
-        if layout.is_attention:
+        if layout.is_attention and not sub_layer.norm_only:
             core = sub_layer.module(base, layout.core)
             core.output_path, core.returns = layout.output_in_core, layout.returns
             core.stock_attributes = {name: getattr(core, name) for name in layout.attributes}
             if layout.hands_on_bias:
                 self._attach_position_bias(base, sub_layer, core)
             swap_class(core, ElasticAttention)
-        for path, _ in layout.bypass:
+        for path in _bypass_paths(sub_layer):
             swap_class(sub_layer.module(base, path), Skippable)
         return _SubLayerSetter(base, sub_layer)
 
@@ -177,25 +177,35 @@ def _positions(kept: Kept, features: int, total: int, fused: int, device: torch.
     return unit_features(units, features, total, fused).to(device)
 
 
+def _bypass_paths(sub_layer: SubLayer) -> tuple[str, ...]:
+    """Paths of the modules that are bypassed when a sub-layer is skipped or nothing but its norm stays."""
+    layout = sub_layer.layout
+    return tuple(dict(layout.bypass if sub_layer.norm_only else (*layout.bypass, *layout.norm_only)))
+
+
 class _SubLayerSetter:
     """Switches the modules of one sub-layer."""
 
     def __init__(self, base: nn.Module, sub_layer: SubLayer):
         layout = sub_layer.layout
         self.units = sub_layer.units
+        self.layout = layout
+        self.bypassed = {path: sub_layer.module(base, path) for path in _bypass_paths(sub_layer)}
+        if sub_layer.norm_only:
+            return
         self.writers = [sub_layer.module(base, path) for path in layout.writers]
         self.writer_features = [output_size(w) // (layout.fused * max(self.units, 1)) for w in self.writers]
         self.fused = layout.fused
         self.reader = sub_layer.module(base, layout.reader)
         self.reader_features = sub_layer.features
-        self.bypasses = [(sub_layer.module(base, path), kind) for path, kind in layout.bypass]
         self.core = sub_layer.module(base, layout.core) if layout.is_attention else None
         self.position_bias = layout.position_bias
 
     def set(self, kept: Kept, positions) -> None:
-        for module, kind in self.bypasses:
-            module.bypass = kind if kept is None else None
-        if kept is None:
+        bypass = dict(self.layout.bypass if kept is None else self.layout.norm_only if kept == NORM_ONLY else ())
+        for path, module in self.bypassed.items():
+            module.bypass = bypass.get(path)
+        if kept is None or kept == NORM_ONLY:
             return
         device = self.reader.weight.device
         for writer, features in zip(self.writers, self.writer_features):

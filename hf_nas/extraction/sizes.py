@@ -13,17 +13,20 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.integrations.heterogeneity.configuration_utils import AmbiguousGlobalPerLayerAttributeError
 
 from hf_nas.resize import removed_layers, resize
-from hf_nas.structures.base import Family, ModelStructure, SubLayer, SubLayerLayout, describe_with
+from hf_nas.structures.base import NORM_ONLY, Family, ModelStructure, SubLayer, SubLayerLayout, describe_with
 
 
 MODULE_NAME = "modeling_hf_nas"
 STACKS_FIELD = "hf_nas_per_layer_config"
 _PENDING = "_hf_nas_pending_sizes"
+_NORM_ONLY_FIELD = "hf_nas_norm_only"
 _SKIP_NAMES = {"attention": "attention", "feed_forward": "mlp", "cross_attention": "cross_attention"}
 
 
 def _count(kept: Any) -> int:
-    return kept if isinstance(kept, int) else len(kept or ())
+    if kept is None or kept == NORM_ONLY:
+        return 0
+    return kept if isinstance(kept, int) else len(kept)
 
 
 def _field_names(layout: SubLayerLayout) -> list[str]:
@@ -47,6 +50,8 @@ def _layer_entry(config: PreTrainedConfig, sub_layers: list[SubLayer], kept: Map
         )
         if choice is None:
             entry.setdefault("skip", []).append(_SKIP_NAMES[sub_layer.kind])
+        elif choice == NORM_ONLY:
+            entry.setdefault(_NORM_ONLY_FIELD, []).append(_SKIP_NAMES[sub_layer.kind])
     return entry
 
 
@@ -107,6 +112,10 @@ def set_uneven_sizes(
         for new, old in enumerate(remaining):
             sub_layers = [s for s in structure.stack(stack) if s.layer == old]
             stacks[stack][str(new)] = _layer_entry(config, sub_layers, kept)
+        if any(_NORM_ONLY_FIELD in entry for entry in stacks[stack].values()):
+            # transformers wants a field that it does not know in every layer or in none.
+            for entry in stacks[stack].values():
+                entry.setdefault(_NORM_ONLY_FIELD, [])
     set_depth(config, structure, removed)
     if len(structure.family.stacks) == 1:
         config.per_layer_config = next(iter(stacks.values()))
@@ -133,22 +142,29 @@ def _read_entries(config: PreTrainedConfig, family: Family) -> dict[str, dict[st
 
 def read_sizes(
     config: PreTrainedConfig, structure: ModelStructure
-) -> tuple[dict[str, int | None], dict[str, bool]] | None:
-    """The sizes a configuration states: units kept by sub-layer (None: skipped), and own position biases by stack.
+) -> tuple[dict[str, int | str | None], dict[str, bool]] | None:
+    """The sizes a configuration states: what is kept of each sub-layer, and own position biases by stack.
 
     Returns None for a stock configuration.
     """
     stacks = _read_entries(config, structure.family)
     if stacks is None:
         return None
-    kept: dict[str, int | None] = {}
+    kept: dict[str, int | str | None] = {}
     for sub_layer in structure:
         entry = stacks[sub_layer.stack]["layers"].get(str(sub_layer.layer), {})
         if _SKIP_NAMES[sub_layer.kind] in entry.get("skip", ()):
             kept[sub_layer.name] = None
+        elif _SKIP_NAMES[sub_layer.kind] in entry.get(_NORM_ONLY_FIELD, ()):
+            kept[sub_layer.name] = NORM_ONLY
         else:
             kept[sub_layer.name] = entry.get(_field_names(sub_layer.layout)[0], sub_layer.units)
     return kept, {name: entry["own_position_bias"] for name, entry in stacks.items()}
+
+
+def _differs(sub_layer: SubLayer, kept: int | str | None) -> bool:
+    empty = (sub_layer.skipped, sub_layer.norm_only)
+    return empty != (kept is None, kept == NORM_ONLY) or sub_layer.units != _count(kept)
 
 
 def hide_sizes(config: PreTrainedConfig, model: PreTrainedModel) -> None:
@@ -173,7 +189,7 @@ def build_sizes(model: PreTrainedModel, family: Family) -> None:
     sizes = read_sizes(config, structure)
     if sizes is not None and structure.sub_layers:
         kept, own_bias = sizes
-        if any(s.skipped != (kept[s.name] is None) or s.units != _count(kept[s.name]) for s in structure):
+        if any(_differs(sub_layer, kept[sub_layer.name]) for sub_layer in structure):
             resize(model, structure, kept, own_bias, drop_layers=False)
     pending = config.__dict__.get(_PENDING)
     if pending is not None and pending[2] == id(model):

@@ -9,18 +9,24 @@ import torch
 from transformers import PreTrainedModel
 
 from hf_nas.bypass import first_argument
-from hf_nas.structures import ModelStructure, SubLayer, describe
+from hf_nas.structures import NORM_ONLY, ModelStructure, SubLayer, describe
 from hf_nas.subnetwork import SubNetwork, kept_ids
 
 
-def binary_gates(structure: ModelStructure, sub_network: SubNetwork) -> dict[str, torch.Tensor | None]:
-    """Ones for the kept and zeros for the other units of each sub-layer, None for a skipped one."""
-    gates: dict[str, torch.Tensor | None] = {}
+# A multiplier for each unit, or what a sub-layer without units is: `NORM_ONLY` or None (skipped).
+Gate = torch.Tensor | str | None
+
+
+def binary_gates(structure: ModelStructure, sub_network: SubNetwork) -> dict[str, Gate]:
+    """Ones for the kept and zeros for the other units of each sub-layer; `NORM_ONLY` and None as they are."""
+    gates: dict[str, Gate] = {}
     for sub_layer in structure:
         kept = sub_network[sub_layer.name]
-        gate = None if kept is None else torch.zeros(sub_layer.units)
-        if gate is not None:
-            gate[torch.tensor(kept_ids(kept), dtype=torch.long)] = 1.0
+        if kept is None or kept == NORM_ONLY:
+            gates[sub_layer.name] = kept
+            continue
+        gate = torch.zeros(sub_layer.units)
+        gate[torch.tensor(kept_ids(kept), dtype=torch.long)] = 1.0
         gates[sub_layer.name] = gate
     return gates
 
@@ -29,21 +35,22 @@ class Gates:
     """Multiplies the units of a stock model with gates until removed.
 
     The gate of a unit multiplies what its sub-layer's output projection reads, after the activation function: a zero
-    there removes exactly the unit, and the bias of the output projection stays. None bypasses the sub-layer.
+    there removes exactly the unit, and the bias of the output projection stays. None bypasses the sub-layer,
+    `NORM_ONLY` all of it but the normalisation.
 
     Args:
         model: of a known family.
-        gates: by sub-layer name, a tensor of shape `(units,)` or None; sub-layers not named are not touched. Tensors
-            may require a gradient and may be changed in place between passes.
+        gates: by sub-layer name, a tensor of shape `(units,)`, `NORM_ONLY` or None; sub-layers not named are not
+            touched. Tensors may require a gradient and may be changed in place between passes.
     """
 
-    def __init__(self, model: PreTrainedModel, gates: Mapping[str, torch.Tensor | None]):
+    def __init__(self, model: PreTrainedModel, gates: Mapping[str, Gate]):
         self.structure = describe(model)
         self._handles: list = []
         for name, gate in gates.items():
             sub_layer = self.structure[name]
-            if gate is None:
-                self._bypass(model, sub_layer)
+            if gate is None or isinstance(gate, str):
+                self._bypass(model, sub_layer, sub_layer.layout.bypass if gate is None else sub_layer.layout.norm_only)
             else:
                 self._gate(model, sub_layer, gate)
 
@@ -56,8 +63,8 @@ class Gates:
         reader = sub_layer.module(model.base_model, sub_layer.layout.reader)
         self._handles.append(reader.register_forward_pre_hook(multiply))
 
-    def _bypass(self, model: PreTrainedModel, sub_layer: SubLayer) -> None:
-        for path, kind in sub_layer.layout.bypass:
+    def _bypass(self, model: PreTrainedModel, sub_layer: SubLayer, replacements: tuple[tuple[str, str], ...]) -> None:
+        for path, kind in replacements:
             if kind == "identity" and path not in sub_layer.layout.norms:
                 continue  # the first half of a feed-forward: it only saves time, and the second half still runs here
             module = sub_layer.module(model.base_model, path)

@@ -9,7 +9,7 @@ from transformers.pytorch_utils import Conv1D
 from hf_nas.ops import output_size
 from hf_nas.resize import own_position_bias
 from hf_nas.structures import ModelStructure, SubLayer, describe
-from hf_nas.subnetwork import SubNetwork, kept_ids
+from hf_nas.subnetwork import NORM_ONLY, SubNetwork, kept_ids
 
 
 @dataclass(frozen=True)
@@ -97,6 +97,9 @@ def _sub_layer_cost(model: PreTrainedModel, sub_layer: SubLayer) -> _SubLayerCos
     if sub_layer.skipped:
         return _SubLayerCost(_Cost(), _Cost(), 0, 0, 0, 0)
     base, layout = model.base_model, sub_layer.layout
+    if sub_layer.norm_only:
+        norms = sum(p.numel() for path in layout.norms for p in sub_layer.module(base, path).parameters())
+        return _SubLayerCost(_Cost(), _Cost(norm=norms), 0, 0, 0, 0)
     writers = [sub_layer.module(base, path) for path in layout.writers]
     reader = sub_layer.module(base, layout.reader)
     norms = sum(p.numel() for path in layout.norms for p in sub_layer.module(base, path).parameters())
@@ -146,9 +149,11 @@ class SizeTable:
         """
         total = self._embeddings.total(replace(parts, norms=True, biases=True)) if parts.embeddings else 0
         total += self._heads.total(parts) if parts.heads else 0
-        for cost, count in zip(self._costs, sub_network.counts(), strict=True):
-            if count is not None:
-                total += count * cost.per_unit.total(parts) + cost.fixed.total(parts)
+        for cost, kept in zip(self._costs, sub_network.kept, strict=True):
+            if kept == NORM_ONLY:
+                total += cost.fixed.norm * parts.norms
+            elif kept is not None:
+                total += len(kept_ids(kept)) * cost.per_unit.total(parts) + cost.fixed.total(parts)
         return total + self._position_bias(sub_network)
 
     def _position_bias(self, sub_network: SubNetwork) -> int:

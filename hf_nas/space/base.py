@@ -9,7 +9,7 @@ from itertools import pairwise
 import numpy as np
 
 from hf_nas.structures import ModelStructure
-from hf_nas.subnetwork import Kept, SubNetwork
+from hf_nas.subnetwork import NORM_ONLY, Kept, SubNetwork
 
 
 __all__ = ["Dimension", "Encoding", "SearchSpace", "live_layers", "name_prefix"]
@@ -240,6 +240,8 @@ class SearchSpace(ABC):
 def _shorten(kept: Kept) -> str:
     if kept is None:
         return "nothing (skipped)"
+    if kept == NORM_ONLY:
+        return "nothing but the norm"
     if isinstance(kept, int):
         return str(kept)
     return str(list(kept)) if len(kept) <= 8 else f"[{', '.join(map(str, kept[:4]))}, ..., {kept[-1]}]"

@@ -13,12 +13,12 @@ import numpy as np
 from hf_nas.files import write_json
 from hf_nas.space.base import Dimension, SearchSpace, live_layers, name_prefix
 from hf_nas.structures import ModelStructure, SubLayer
-from hf_nas.subnetwork import Kept, SubNetwork
+from hf_nas.subnetwork import NORM_ONLY, Kept, SubNetwork, kept_ids
 
 
 __all__ = ["CustomSpace"]
 
-_KEYS = ("name", "sub_layers", "shared", "num_layers")
+_KEYS = ("name", "sub_layers", "shared", "skip_keeps_norm", "num_layers")
 _RANGE_KEYS = ("min", "max", "step")
 
 
@@ -32,6 +32,7 @@ class _Entry:
     width: int | None  # dimension of its number of units, None: all of them
     depth: int | None  # dimension of its stack's number of layers, None: all of them
     stack: str
+    without_units: Kept  # what it is with 0 units
 
 
 class CustomSpace(SearchSpace):
@@ -48,14 +49,16 @@ class CustomSpace(SearchSpace):
         "encoder.*.feed_forward": {"min": 0, "max": 3072, "step": 768}
       },
       "shared": ["encoder.*.attention"],
+      "skip_keeps_norm": ["encoder.*.feed_forward"],
       "num_layers": {"encoder": [3, 4, 5, 6]}
     }
     ```
 
     `sub_layers` maps patterns (of `fnmatch`) for the names of sub-layers to numbers of units; the first pattern that
     matches counts, a sub-layer without one stays full, and 0 skips it. The sub-layers of a pattern listed in `shared`
-    always get the same number. `num_layers` keeps the first layers of a stack. All keys are optional, but one of
-    `sub_layers` and `num_layers` is needed.
+    always get the same number. Of those that match a pattern in `skip_keeps_norm`, the normalisation stays when they
+    are skipped (where it comes after the rest). `num_layers` keeps the first layers of a stack. All keys are optional,
+    but one of `sub_layers` and `num_layers` is needed.
 
     The smallest sub-network has the smallest choices, except that no stack gets empty by them: it then takes the
     smallest choices above 0.
@@ -88,11 +91,20 @@ class CustomSpace(SearchSpace):
         widths = self._read_widths(
             specification.get("sub_layers", {}), specification.get("shared", []), structure, source
         )
+        keeping_norm = _read_keeping_norm(specification.get("skip_keeps_norm", []), structure, source)
         layers = live_layers(structure)
         self._entries = [
-            _Entry(s.name, s.units, layers[s.stack].index(s.layer), widths.get(s.name), depths.get(s.stack), s.stack)
-            for s in structure
-            if not s.skipped
+            _Entry(
+                name=sub_layer.name,
+                units=sub_layer.units,
+                layer=layers[sub_layer.stack].index(sub_layer.layer),
+                width=widths.get(sub_layer.name),
+                depth=depths.get(sub_layer.stack),
+                stack=sub_layer.stack,
+                without_units=NORM_ONLY if sub_layer.name in keeping_norm else None,
+            )
+            for sub_layer in structure
+            if not sub_layer.skipped
         ]
         super().__init__(name, structure, self._dimensions, self._smallest_values())
 
@@ -148,7 +160,7 @@ class CustomSpace(SearchSpace):
             if entry.depth is not None and entry.layer >= values[entry.depth]:
                 kept[entry.name] = None
             elif entry.width is not None:
-                kept[entry.name] = values[entry.width] or None
+                kept[entry.name] = values[entry.width] or entry.without_units
         return kept
 
     def _read_depths(self, num_layers: Any, structure: ModelStructure, source: str) -> dict[str, int]:
@@ -197,12 +209,29 @@ class CustomSpace(SearchSpace):
             # A layer first: where layers have a least size, that is all it takes.
             for dimensions in ({entry.depth for entry in entries}, {entry.width for entry in entries}):
                 kept = self._kept(values)
-                if any(kept.get(entry.name, entry.units) for entry in entries):
+                if any(kept_ids(kept.get(entry.name, entry.units)) for entry in entries):
                     break
                 for dimension in dimensions - {None}:
                     choices = self._dimensions[dimension].choices
                     values[dimension] = next((choice for choice in choices if choice), 0)
         return values
+
+
+def _read_keeping_norm(patterns: Any, structure: ModelStructure, source: str) -> set[str]:
+    """Names of the sub-layers whose normalisation stays when they are skipped."""
+    if not isinstance(patterns, list | tuple):
+        raise ValueError(f"{source} has the 'skip_keeps_norm' {patterns!r}; write a list of patterns for sub-layers.")
+    names: set[str] = set()
+    for pattern in patterns:
+        matching = {name for name in structure.names if fnmatchcase(name, pattern)}
+        if not matching:
+            raise ValueError(
+                f"{source} has the pattern {pattern!r} in 'skip_keeps_norm', which matches no sub-layer of this "
+                f"{structure.model_type} model; its sub-layers are called {structure.names[0]!r} to "
+                f"{structure.names[-1]!r}."
+            )
+        names |= matching
+    return names
 
 
 def _decided_by(

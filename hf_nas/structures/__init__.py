@@ -4,6 +4,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from hf_nas.structures import decoders, encoders, seq2seq
 from hf_nas.structures.base import (
+    NORM_ONLY,
     Family,
     ModelStructure,
     StackLayout,
@@ -14,6 +15,7 @@ from hf_nas.structures.base import (
 
 
 __all__ = [
+    "NORM_ONLY",
     "Family",
     "ModelStructure",
     "StackLayout",

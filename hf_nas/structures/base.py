@@ -9,6 +9,11 @@ from transformers import PreTrainedModel
 from hf_nas.ops import input_size, output_size
 
 
+# A sub-layer of which only the normalisation is left: it computes norm(x). Published depth elasticity skips
+# feed-forwards in this way.
+NORM_ONLY = "norm"
+
+
 @dataclass(frozen=True)
 class SubLayerLayout:
     """Where the units of one kind of sub-layer are written and read. Paths start at the layer.
@@ -19,6 +24,7 @@ class SubLayerLayout:
         reader: projection whose input columns read the units.
         norms: normalisations that belong to the sub-layer and go when it is skipped.
         bypass: what takes the place of which module when the sub-layer is skipped (see `hf_nas.bypass.BYPASSES`).
+        norm_only: the same when only its normalisation stays; empty where that comes first, so that it goes too.
         sizes: configuration fields that state its width; the first one counts the units.
         core: the attention module; it owns `head_size`, the name of the attribute with the features of one head.
         head_size_field: configuration field that fixes the size of a head apart from the number of heads, if any.
@@ -33,6 +39,7 @@ class SubLayerLayout:
     norms: tuple[str, ...]
     bypass: tuple[tuple[str, str], ...]
     sizes: tuple[str, ...]
+    norm_only: tuple[tuple[str, str], ...] = ()
     core: str = ""
     head_size: str = ""
     head_size_field: str = ""
@@ -100,6 +107,7 @@ class SubLayer:
         features: features of one unit at the reader (1 for a neuron; under grouped-query attention, the query heads
             of one key-value head together).
         skipped: whether the sub-layer is already gone from this model.
+        norm_only: whether only its normalisation is left in this model.
         layout: its layout.
     """
 
@@ -110,6 +118,7 @@ class SubLayer:
     units: int
     features: int
     skipped: bool
+    norm_only: bool
     layout: SubLayerLayout
 
     @property
@@ -158,10 +167,16 @@ class ModelStructure:
         return depths
 
 
-def is_skipped(layer: nn.Module, layout: SubLayerLayout) -> bool:
-    """Whether this sub-layer was already replaced by a bypass."""
+def is_bypassed(layer: nn.Module, bypass: tuple[tuple[str, str], ...]) -> bool:
+    """Whether these modules of a layer were already replaced by bypasses."""
     # By attribute, since a checkpoint's own loader file defines the class a second time.
-    return getattr(layer.get_submodule(layout.bypass[0][0]), "is_bypass", False)
+    return bool(bypass) and all(getattr(_find(layer, path), "is_bypass", False) for path, _ in bypass)
+
+
+def _find(module: nn.Module | None, path: str) -> nn.Module | None:
+    for part in path.split("."):
+        module = getattr(module, part, None)
+    return module
 
 
 def count_units(layer: nn.Module, layout: SubLayerLayout) -> tuple[int, int]:
@@ -176,11 +191,7 @@ def count_units(layer: nn.Module, layout: SubLayerLayout) -> tuple[int, int]:
 
 def find_layers(base_model: nn.Module, path: str) -> nn.ModuleList | None:
     """The layer list at `path`, or None in a model without that stack (an encoder taken alone)."""
-    module = base_model
-    for part in path.split("."):
-        module = getattr(module, part, None)
-        if module is None:
-            return None
+    module = _find(base_model, path)
     return module if isinstance(module, nn.ModuleList) else None
 
 
@@ -191,8 +202,9 @@ def describe_with(family: Family, model: PreTrainedModel) -> ModelStructure:
     for stack in family.stacks:
         for index, layer in enumerate(find_layers(base_model, stack.path) or ()):
             for layout in stack.sub_layers:
-                skipped = is_skipped(layer, layout)
-                units, features = (0, 1) if skipped else count_units(layer, layout)
+                skipped = is_bypassed(layer, layout.bypass)
+                norm_only = not skipped and is_bypassed(layer, layout.norm_only)
+                units, features = (0, 1) if skipped or norm_only else count_units(layer, layout)
                 sub_layers.append(
                     SubLayer(
                         name=f"{stack.name}.{index}.{layout.kind}",
@@ -202,6 +214,7 @@ def describe_with(family: Family, model: PreTrainedModel) -> ModelStructure:
                         units=units,
                         features=features,
                         skipped=skipped,
+                        norm_only=norm_only,
                         layout=layout,
                     )
                 )

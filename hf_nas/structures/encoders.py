@@ -11,6 +11,7 @@ def _bert_like(model_type: str) -> Family:
         reader="attention.output.dense",
         norms=("attention.output.LayerNorm",),
         bypass=(("attention", "attention_identity"),),
+        norm_only=(("attention.self", "attention_identity"), ("attention.output.dense", "zeros")),
         sizes=("num_attention_heads",),
         core="attention.self",
         head_size="attention_head_size",
@@ -22,6 +23,7 @@ def _bert_like(model_type: str) -> Family:
         reader="output.dense",
         norms=("output.LayerNorm",),
         bypass=(("intermediate", "identity"), ("output", "residual")),
+        norm_only=(("intermediate", "identity"), ("output.dense", "zeros")),
         sizes=("intermediate_size",),
     )
     return Family(
@@ -36,6 +38,7 @@ def _distilbert() -> Family:
         reader="attention.out_lin",
         norms=("sa_layer_norm",),
         bypass=(("attention", "attention_zeros"), ("sa_layer_norm", "identity")),
+        norm_only=(("attention", "attention_zeros"),),
         sizes=("n_heads",),
         core="attention",
         head_size="attention_head_size",
@@ -47,6 +50,7 @@ def _distilbert() -> Family:
         reader="ffn.lin2",
         norms=("output_layer_norm",),
         bypass=(("ffn", "zeros"), ("output_layer_norm", "identity")),
+        norm_only=(("ffn", "zeros"),),
         sizes=("hidden_dim",),
     )
     return Family("distilbert", (StackLayout("encoder", "transformer.layer", "n_layers", (attention, feed_forward)),))

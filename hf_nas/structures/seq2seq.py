@@ -11,6 +11,7 @@ def _bart_attention(kind: str, module: str, heads: str) -> SubLayerLayout:
         reader=f"{module}.out_proj",
         norms=(norm,),
         bypass=((module, "attention_zeros"), (norm, "identity")),
+        norm_only=((module, "attention_zeros"),),
         sizes=(heads,),
         core=module,
         head_size="head_dim",
@@ -25,6 +26,7 @@ def _bart_feed_forward(neurons: str) -> SubLayerLayout:
         reader="fc2",
         norms=("final_layer_norm",),
         bypass=(("fc1", "identity"), ("fc2", "zeros"), ("final_layer_norm", "identity")),
+        norm_only=(("fc1", "identity"), ("fc2", "zeros")),
         sizes=(neurons,),
     )
 

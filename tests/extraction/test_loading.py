@@ -20,6 +20,7 @@ from transformers import (
 import hf_nas
 from hf_nas import SubNetwork, describe, extract, install_loader, save_extracted
 from hf_nas.extraction import is_stock
+from hf_nas.subnetwork import NORM_ONLY
 from tests import zoo
 
 
@@ -86,11 +87,15 @@ def test_only_skipped_sub_layers_stop_a_stock_class_too(name: str, tmp_path) -> 
     structure = describe(model)
     for kind in {sub_layer.kind for sub_layer in structure}:
         gone = [s.name for s in structure if s.kind == kind and s.layer == 1]
-        folder = tmp_path / kind
-        extract(model, SubNetwork.of(structure, dict.fromkeys(gone))).save_pretrained(folder)
-        with stock_transformers(), pytest.raises(Exception) as caught:
-            type(model).from_pretrained(folder)
-        assert "per-layer attribute" in str(caught.value) or "ignore_mismatched_sizes" in str(caught.value)
+        for left in (None, NORM_ONLY):
+            _check_that_stock_loading_stops(model, dict.fromkeys(gone, left), tmp_path / f"{kind}-{left}")
+
+
+def _check_that_stock_loading_stops(model, kept, folder) -> None:
+    extract(model, SubNetwork.of(describe(model), kept)).save_pretrained(folder)
+    with stock_transformers(), pytest.raises(Exception) as caught:
+        type(model).from_pretrained(folder)
+    assert "per-layer attribute" in str(caught.value) or "ignore_mismatched_sizes" in str(caught.value)
 
 
 class stock_transformers:

@@ -4,7 +4,7 @@ import pytest
 
 from hf_nas.space import CustomSpace, get_search_space
 from hf_nas.space.custom import _KEYS
-from hf_nas.subnetwork import SubNetwork
+from hf_nas.subnetwork import NORM_ONLY, SubNetwork
 from tests.space import bert_base, structure_of
 from tests.space.test_named import shrunken_structure
 
@@ -94,6 +94,19 @@ def test_encoding_of_a_layer_that_is_skipped_by_its_units():
     assert space.encode(sub_network) == (1, 2, 1, 1, 0, 0, 0)
 
 
+def test_skipping_may_keep_the_norm():
+    specification = {"sub_layers": {"*": [0, 4]}, "skip_keeps_norm": ["*.feed_forward"]}
+    space = CustomSpace(specification, structure_of("bert"))
+    assert space.decode((0,) * 6).kept == (None, NORM_ONLY) * 3
+    assert space.encode(space.decode((0, 1, 0, 0, 1, 1))) == (0, 1, 0, 0, 1, 1)
+    assert space.smallest.counts() == (4, 4) * 3
+    without_norm = dict.fromkeys(space.structure.names, 4) | {"encoder.0.feed_forward": None}
+    with pytest.raises(ValueError, match="closest in the space nothing but the norm"):
+        space.encode(SubNetwork.of(space.structure, without_norm))
+    # Where the norm comes first it goes with the rest.
+    assert CustomSpace(specification, structure_of("llama")).decode((0,) * 6).kept == (None,) * 6
+
+
 def test_sub_layers_that_are_gone_already_have_no_dimension():
     space = CustomSpace({"sub_layers": {"*.feed_forward": [0, 5]}}, shrunken_structure())
     assert [d.name for d in space.dimensions] == ["encoder.0.feed_forward", "encoder.2.feed_forward"]
@@ -139,7 +152,7 @@ def sub_layers(pattern, choices):
 REFUSED = [
     (
         {"sub_layer": {"*": [1]}},
-        "has the unknown key 'sub_layer'; choose from 'name', 'sub_layers', 'shared', 'num_lay",
+        "has the unknown key 'sub_layer'; choose from 'name', 'sub_layers', 'shared', 'skip_k",
     ),
     ({"name": "x"}, "chooses nothing; give it 'sub_layers' or 'num_layers'"),
     ({"name": 3, **sub_layers("*", [1])}, "has the name 3; give a string"),
@@ -173,6 +186,8 @@ REFUSED = [
     (sub_layers("*", {"min": 1, "max": 3, "step": 0}), "in steps of 0"),
     ({"shared": ["*.attention"], **sub_layers("*", [1])}, "lists '\\*.attention' in 'shared', which is no pattern"),
     ({"shared": "*", **sub_layers("*", [1])}, r"has the 'shared' '\*'; write a list of patterns"),
+    ({"skip_keeps_norm": "*", **sub_layers("*", [1])}, r"has the 'skip_keeps_norm' '\*'; write a list of patterns"),
+    ({"skip_keeps_norm": ["a.*"], **sub_layers("*", [1])}, r"pattern 'a.\*' in 'skip_keeps_norm', which matches no"),
     ({"num_layers": {"decoder": [1]}}, "stack 'decoder', which this bert model does not have; choose from 'encoder'"),
     ({"num_layers": {"encoder": [1, 4]}}, "num_layers of 'encoder' the choice 4, but there are only 3 layers"),
 ]
