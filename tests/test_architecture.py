@@ -10,7 +10,7 @@ ROOT = Path(__file__).parent.parent
 # A package imports only from those before it (and from itself).
 LEVELS = (
     "version", "ops", "files", "graph_names", "bypass",
-    "structures", "subnetwork", "resize", "profiling", "importance", "space", "distillation", "gates",
+    "structures", "subnetwork", "resize", "profiling", "gates", "importance", "space", "distillation",
     "elastic", "nncf_config", "search", "extraction", "report", "hf_nas", "cli", "trainer_plugins", "examples",
 )  # fmt: skip
 

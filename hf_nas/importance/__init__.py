@@ -1,24 +1,39 @@
 """Importance: a score for each unit of a model, and reordering by it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel
 
+from hf_nas.importance.gradient import gradient
 from hf_nas.importance.magnitude import magnitude
+from hf_nas.importance.movement import MovementScores, MovementSettings, MovementSparsity, unit_scores
 from hf_nas.importance.reorder import reorder
 from hf_nas.structures import ModelStructure
 
 
-__all__ = ["Importance", "get_importance", "magnitude", "register_importance", "reorder"]
+__all__ = [
+    "Importance",
+    "MovementScores",
+    "MovementSettings",
+    "MovementSparsity",
+    "get_importance",
+    "gradient",
+    "magnitude",
+    "register_importance",
+    "reorder",
+    "unit_scores",
+]
 
-Importance = Callable[[PreTrainedModel, ModelStructure], dict[str, torch.Tensor]]
+# Scores by sub-layer name, from the model, its structure and batches of its task, which are made as they are read.
+Importance = Callable[[PreTrainedModel, ModelStructure, Iterable[Mapping[str, Any]]], dict[str, torch.Tensor]]
 
-_IMPORTANCES: dict[str, Importance] = {"magnitude": magnitude}
+_IMPORTANCES: dict[str, Importance] = {"magnitude": magnitude, "gradient": gradient}
 
 
 def register_importance(name: str, importance: Importance) -> None:
-    """Make an importance known under a name: a function of model and structure that returns scores by sub-layer."""
+    """Make an importance known under a name: a function of model, structure and batches that returns scores."""
     _IMPORTANCES[name] = importance
 
 
@@ -30,7 +45,7 @@ def get_importance(name: str) -> Importance:
     """
     if name not in _IMPORTANCES:
         raise ValueError(
-            f"Unknown importance {name!r}; choose none or one of {', '.join(_IMPORTANCES)}, or make yours known with "
-            "hf_nas.importance.register_importance()."
+            f"Unknown importance {name!r}; choose none, movement or one of {', '.join(_IMPORTANCES)}, or make yours "
+            "known with hf_nas.importance.register_importance()."
         )
     return _IMPORTANCES[name]

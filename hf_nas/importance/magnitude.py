@@ -1,5 +1,8 @@
 """Importance of units by the magnitude of their weights."""
 
+from collections.abc import Iterable, Mapping
+from typing import Any
+
 import torch
 from transformers import PreTrainedModel
 
@@ -24,8 +27,10 @@ def _score(base: torch.nn.Module, sub_layer: SubLayer) -> torch.Tensor:
     return (total + _sum_of_squares(reader.weight, dim, units).cpu()).sqrt()
 
 
-def magnitude(model: PreTrainedModel, structure: ModelStructure) -> dict[str, torch.Tensor]:
-    """Euclidean norm of all weights that write or read a unit.
+def magnitude(
+    model: PreTrainedModel, structure: ModelStructure, batches: Iterable[Mapping[str, Any]] = ()
+) -> dict[str, torch.Tensor]:
+    """Euclidean norm of all weights that write or read a unit; looks at no batch.
 
     Returns:
         A score for each unit, by sub-layer name; each of shape `(units,)` on the CPU.

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from hf_nas.space.base import Dimension, Encoding, SearchSpace
 from hf_nas.space.custom import CustomSpace
+from hf_nas.space.generated import GeneratedSpace, generate_space
 from hf_nas.space.named import LargeSpace, LayerSpace, MediumSpace, SmallSpace
 from hf_nas.space.sampling import PublishedSampler, Sampler, SizeStratifiedSampler, get_sampler
 from hf_nas.structures import ModelStructure
@@ -13,6 +14,7 @@ from hf_nas.structures import ModelStructure
 __all__ = [
     "CustomSpace",
     "Dimension",
+    "GeneratedSpace",
     "Encoding",
     "LargeSpace",
     "LayerSpace",
@@ -22,6 +24,7 @@ __all__ = [
     "SearchSpace",
     "SizeStratifiedSampler",
     "SmallSpace",
+    "generate_space",
     "get_sampler",
     "get_search_space",
     "known_search_spaces",
