@@ -7,7 +7,7 @@ that `isinstance` sees stay as they are. What is active is held in plain attribu
 import torch
 from torch.nn import functional
 
-from hf_nas.bypass import BYPASSES, forward_without_heads, layer_index
+from hf_nas.bypass import BYPASSES, SelectsPositionBias, forward_without_heads, layer_index
 
 
 # The first k positions, these positions, or everything.
@@ -61,13 +61,12 @@ class Skippable:
 class ElasticAttention:
     """An attention module; with no head left it gives the bias of its output projection."""
 
-    without_heads: bool = False
-    output_path: str | None = None
-    returns: int = 2
+    # While no head is active, the path of the output projection inside, if any, and the number of values to return.
+    without_heads: tuple[str | None, int] | None = None
 
     def forward(self, *args, **kwargs):
-        if self.without_heads:
-            return forward_without_heads(self, self.output_path, self.returns, args, kwargs)
+        if self.without_heads is not None:
+            return forward_without_heads(self, *self.without_heads, args, kwargs)
         return super().forward(*args, **kwargs)
 
 
@@ -92,3 +91,12 @@ class ElasticPositionBias:
         kwargs["position_bias"] = None
         attention_output, _, attention_weights = super().forward(*args, **kwargs)
         return attention_output, None, attention_weights
+
+
+class ElasticPositionBiasHeads(SelectsPositionBias):
+    """An MPNet attention that takes its active heads of the position bias it is given."""
+
+    active_heads: Positions = None
+
+    def select_heads(self, position_bias: torch.Tensor) -> torch.Tensor:
+        return _slice(super().select_heads(position_bias), self.active_heads, 1)

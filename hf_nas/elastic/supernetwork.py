@@ -15,6 +15,7 @@ from hf_nas.elastic.modules import (
     ElasticConv1D,
     ElasticLinear,
     ElasticPositionBias,
+    ElasticPositionBiasHeads,
     Positions,
     Skippable,
 )
@@ -31,8 +32,6 @@ _STATE = {
     "active_heads",
     "bypass",
     "without_heads",
-    "output_path",
-    "returns",
     "bias_owner",
 }
 
@@ -43,7 +42,9 @@ def is_elastic(model: nn.Module) -> bool:
 
 
 def _is_ours(module: nn.Module) -> bool:
-    mixins = (ElasticLinear, ElasticConv1D, Skippable, ElasticAttention, ElasticPositionBias)
+    mixins = (
+        ElasticLinear, ElasticConv1D, Skippable, ElasticAttention, ElasticPositionBias, ElasticPositionBiasHeads
+    )  # fmt: skip
     return isinstance(module, mixins)
 
 
@@ -142,10 +143,11 @@ class SuperNetwork:
             swap_class(module, ElasticLinear if isinstance(module, nn.Linear) else ElasticConv1D)
         if layout.is_attention and not sub_layer.norm_only:
             core = sub_layer.module(base, layout.core)
-            core.output_path, core.returns = layout.output_in_core, layout.returns
             core.stock_attributes = {name: getattr(core, name) for name in layout.attributes}
             if layout.hands_on_bias:
                 self._attach_position_bias(base, sub_layer, core)
+            elif layout.position_bias == "stack":
+                swap_class(core, ElasticPositionBiasHeads)
             swap_class(core, ElasticAttention)
         for path in _bypass_paths(sub_layer):
             swap_class(sub_layer.module(base, path), Skippable)
@@ -199,7 +201,7 @@ class _SubLayerSetter:
         self.reader = sub_layer.module(base, layout.reader)
         self.reader_features = sub_layer.features
         self.core = sub_layer.module(base, layout.core) if layout.is_attention else None
-        self.position_bias = layout.position_bias
+        self.position_bias = bool(layout.position_bias)
 
     def set(self, kept: Kept, positions) -> None:
         bypass = dict(self.layout.bypass if kept is None else self.layout.norm_only if kept == NORM_ONLY else ())
@@ -214,7 +216,7 @@ class _SubLayerSetter:
         if self.core is None:
             return
         count = kept if isinstance(kept, int) else len(kept)
-        self.core.without_heads = count == 0
+        self.core.without_heads = None if count else (self.layout.output_in_core, self.layout.returns)
         for attribute, value in self.core.stock_attributes.items():
             if not isinstance(value, bool):
                 setattr(self.core, attribute, value * count // max(self.units, 1))

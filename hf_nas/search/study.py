@@ -41,6 +41,7 @@ def search(
     *,
     size: Callable[[SubNetwork], float],
     method: str = "random_search",
+    method_options: Mapping[str, Any] | None = None,
     num_samples: int = 100,
     seed: int = 0,
     sampler: Sampler | None = None,
@@ -61,6 +62,7 @@ def search(
         objectives: what to minimise, the error first.
         size: of a sub-network, in any unit, by which the first ones and the random ones are spread.
         method: name of a search method.
+        method_options: arguments of that method beside space and sampler.
         num_samples: number of evaluated sub-networks in the end, with those that a journal holds already.
         seed: of all random choices. The n-th proposal depends on it and on the evaluations before, on nothing else.
         sampler: draws random sub-networks; by default every size equally often.
@@ -83,7 +85,7 @@ def search(
         raise ValueError(f"The reference point {reference} does not fit the objectives {names}; give one bound each.")
     stratified = SizeStratifiedSampler(space, size)
     sampler = stratified if sampler is None else sampler
-    search_method = get_search_method(method, space, sampler)
+    search_method = get_search_method(method, space, sampler, **(method_options or {}))
     facts = {**(fingerprint or {}), **_fingerprint(space), "objectives": names}
     with open_study(journal, space, names, facts) as study:
         trials = _Loop(study, space, evaluate, objectives, search_method, sampler, stratified, seed).run(num_samples)

@@ -72,6 +72,11 @@ def test_removed_units_get_exactly_no_gradient_and_kept_ones_that_of_the_oracle(
             kept_rows[unit_features(units, features, sub_layer.units, layout.fused)] = True
             assert rows[~kept_rows].abs().max() == 0
             assert torch.allclose(rows, wanted)
+    references = dict(oracle.named_parameters())
+    for parameter_name, parameter in model.named_parameters():
+        if "relative_attention_bias" in parameter_name:
+            assert torch.allclose(parameter.grad, references[parameter_name].grad)
+            assert parameter.grad.abs().max() > 0
 
 
 def test_activating_switches_states_and_collects_nothing() -> None:
@@ -121,7 +126,7 @@ def test_gradient_checkpointing_gives_the_same_gradients(name: str, reentrant: b
         assert torch.allclose(plain, checkpointed)
 
 
-@pytest.mark.parametrize("name", ["bert", "gpt2", "qwen3", "t5"])
+@pytest.mark.parametrize("name", ["bert", "mpnet", "gpt2", "qwen3", "t5"])
 def test_autocast_computes_slices_in_low_precision(name: str) -> None:
     model = zoo.build(name)
     inputs = zoo.inputs_for(model)

@@ -19,7 +19,7 @@ def structure_of(units: Sequence[int]) -> ModelStructure:
     return ModelStructure(
         family,
         tuple(
-            SubLayer(f"layers.{i}.feed_forward", "layers", i, f"layers.{i}", count, 1, False, layout)
+            SubLayer(f"layers.{i}.feed_forward", "layers", i, f"layers.{i}", count, 1, False, False, layout)
             for i, count in enumerate(units)
         ),
     )
