@@ -26,33 +26,49 @@ COMMON = (
 )
 SEARCH = "--do_search --search_strategy nsga2 --num_samples 50 --max_selection_samples 500"
 TASKS = {
-    "mrpc": ("f1", "--num_train_epochs 5 --per_device_train_batch_size 32"),
+    "mrpc": ("f1", "--num_train_epochs 6 --per_device_train_batch_size 16"),
     "sst2": ("accuracy", "--num_train_epochs 2 --per_device_train_batch_size 16 --max_train_samples 20000"),
 }
 
 
-def command(arguments: argparse.Namespace, task: str, way: str, seed: int, folder: Path) -> list[str]:
-    """The command line of one run."""
-    flags = f"{COMMON} {TASKS[task][1]} --task_name {task} --seed {seed}"
-    if way == "super-network":
-        flags += f" --sampling_strategy {arguments.strategy} --search_space {arguments.space} {SEARCH}"
-        flags += f" --max_params_ratio {arguments.budget}"
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """What every benchmark that runs run_glue.py asks for."""
+    parser.add_argument("--model", required=True, help="pretrained model, a folder or a name on the Hub")
+    parser.add_argument("--data_root", type=Path, required=True, help="folder with a folder of Parquet files a task")
+    parser.add_argument("--output_dir", type=Path, required=True, help="where the runs and results.json go")
+    parser.add_argument("--tasks", nargs="+", choices=sorted(TASKS), default=sorted(TASKS))
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--strategy", default="sandwich")
+    parser.add_argument("--space", default="small")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads")
+    parser.add_argument("--device", choices=["cpu", "default"], default="cpu")
+
+
+def run_script(arguments: argparse.Namespace, flags: str, task: str, seed: int, folder: Path, last: Path) -> None:
+    """Run run_glue.py once, unless `last`, the file it writes last, is there."""
+    if last.exists():
+        return
+    folder.mkdir(parents=True, exist_ok=True)
     paths = ["--model_name_or_path", arguments.model, "--data_dir", str(arguments.data_root / task)]
     device = ["--use_cpu"] if arguments.device == "cpu" else []
-    return [sys.executable, str(SCRIPT), *flags.split(), *paths, *device, "--output_dir", str(folder)]
+    command = [sys.executable, str(SCRIPT), *flags.split(), "--task_name", task, "--seed", str(seed)]
+    environment = {**os.environ, "OMP_NUM_THREADS": str(arguments.threads)}
+    with open(folder / "log.txt", "a", encoding="utf-8") as log:
+        subprocess.run(
+            [*command, *paths, *device, "--output_dir", str(folder)],
+            check=True, stdout=log, stderr=log, env=environment,
+        )  # fmt: skip
 
 
 def run(arguments: argparse.Namespace, task: str, way: str, seed: int) -> Path:
-    """Run one, unless it is finished; its folder."""
+    """Run one way with one seed; its folder."""
     folder = arguments.output_dir / f"{task}-{way}-{seed}"
+    flags = f"{COMMON} {TASKS[task][1]}"
+    if way == "super-network":
+        flags += f" --sampling_strategy {arguments.strategy} --search_space {arguments.space} {SEARCH}"
+        flags += f" --max_params_ratio {arguments.budget}"
     last = folder / ("search_results.json" if way == "super-network" else "eval_results.json")
-    if not last.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        environment = {**os.environ, "OMP_NUM_THREADS": str(arguments.threads)}
-        with open(folder / "log.txt", "a", encoding="utf-8") as log:
-            subprocess.run(
-                command(arguments, task, way, seed, folder), check=True, stdout=log, stderr=log, env=environment
-            )
+    run_script(arguments, flags, task, seed, folder, last)
     return folder
 
 
@@ -76,16 +92,8 @@ def spread(values: list[float]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", required=True, help="pretrained model, a folder or a name on the Hub")
-    parser.add_argument("--data_root", type=Path, required=True, help="folder with a folder of Parquet files a task")
-    parser.add_argument("--output_dir", type=Path, required=True, help="where the runs and results.json go")
-    parser.add_argument("--tasks", nargs="+", choices=sorted(TASKS), default=sorted(TASKS))
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--strategy", default="sandwich")
-    parser.add_argument("--space", default="small")
+    add_arguments(parser)
     parser.add_argument("--budget", type=float, default=0.6, help="largest share of the encoder's parameters")
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads")
-    parser.add_argument("--device", choices=["cpu", "default"], default="cpu")
     arguments = parser.parse_args()
     rows = []
     for task in arguments.tasks:

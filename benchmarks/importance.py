@@ -1,0 +1,73 @@
+"""Which order of the units makes the best super-network: movement, magnitude, gradient or none, over several seeds.
+
+Runs examples/text-classification/run_glue.py once a task, seed and importance, with the same super-network training
+and search, and prints the hypervolume of the front (error against the share of the encoder's parameters): on the
+selection set that was searched, and on the validation set that was not. Movement scores cost a training of their own
+before that. Finished runs are not repeated, so a killed benchmark continues.
+"""
+
+import argparse
+import csv
+import json
+from pathlib import Path
+
+from glue import COMMON, SEARCH, TASKS, add_arguments, run_script, spread
+
+from hf_nas.files import write_json
+from hf_nas.search import hypervolume
+
+
+ORDERS = ("movement", "magnitude", "gradient", "none")
+# Errors are below 1, shares of the parameters at most 1; the full network counts.
+REFERENCE = (1.0, 1.05)
+
+
+def flags(arguments: argparse.Namespace, task: str, order: str) -> str:
+    """What this benchmark adds to the flags of a task."""
+    return (
+        f"{COMMON} {TASKS[task][1]} --sampling_strategy {arguments.strategy} --search_space {arguments.space} "
+        f"{SEARCH} --importance {order} --movement_warmup_start_epoch 0.5 "
+        f"--movement_warmup_end_epoch {arguments.movement_epochs}"
+    )
+
+
+def scores(folder: Path, task: str) -> dict[str, float]:
+    """Hypervolumes of the front, in percent of the most that could be."""
+    with open(folder / "search" / "front.csv", encoding="utf-8") as file:
+        rows = [row for row in csv.DictReader(file) if row["on_front"] == "1"]
+    most = REFERENCE[0] * REFERENCE[1]
+    found = {}
+    for name in ("metric", "reported"):
+        points = [(1 - float(row[name]), float(row["parameters_share"])) for row in rows]
+        found[name] = 100 * hypervolume(points, REFERENCE) / most
+    found["full"] = 100 * json.loads((folder / "eval_results.json").read_text())[f"eval_{TASKS[task][0]}"]
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    add_arguments(parser)
+    parser.add_argument("--orders", nargs="+", choices=ORDERS, default=list(ORDERS))
+    parser.add_argument("--movement_epochs", type=float, default=2.0, help="epoch at which movement scores are final")
+    arguments = parser.parse_args()
+    rows = []
+    for task in arguments.tasks:
+        for order in arguments.orders:
+            found = []
+            for seed in arguments.seeds:
+                folder = arguments.output_dir / f"{task}-{order}-{seed}"
+                last = folder / "search_results.json"
+                run_script(arguments, flags(arguments, task, order), task, seed, folder, last)
+                found.append(scores(folder, task))
+            rows.append({"task": task, "importance": order, "seeds": arguments.seeds, "runs": found})
+    print(f"{arguments.strategy}, {arguments.space} space, mean and standard deviation over seeds {arguments.seeds}")
+    print("hypervolume of the front in percent of the most that could be")
+    print(f"{'task':6} {'importance':11} {'selection set':>15} {'validation set':>15} {'largest':>13}")
+    for row in rows:
+        columns = [spread([each[name] for each in row["runs"]]) for name in ("metric", "reported", "full")]
+        print(f"{row['task']:6} {row['importance']:11} {columns[0]:>15} {columns[1]:>15} {columns[2]:>13}")
+    write_json(arguments.output_dir / "results.json", rows)
+
+
+if __name__ == "__main__":
+    main()
