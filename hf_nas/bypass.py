@@ -153,7 +153,29 @@ class OwnPositionBias:
     Stock T5 computes the bias in the first block and hands it on, which needs the same heads in every block.
     """
 
+    has_own_position_bias = True
+
     def forward(self, *args, **kwargs):
         kwargs["position_bias"] = None
         attention_output, _, attention_weights = super().forward(*args, **kwargs)
         return attention_output, None, attention_weights
+
+
+class SelectsPositionBias:
+    """Mixin for an MPNet attention that takes its own heads of the position bias, computed once for all layers.
+
+    Which ones the buffer `position_bias_heads` says; an attention without it takes them all.
+    """
+
+    @property
+    def has_own_position_bias(self) -> bool:
+        return "position_bias_heads" in self._buffers
+
+    def select_heads(self, position_bias: torch.Tensor) -> torch.Tensor:
+        """The heads of this attention, from a bias of shape `(batch, heads, queries, keys)`."""
+        return position_bias.index_select(1, self.position_bias_heads) if self.has_own_position_bias else position_bias
+
+    def forward(self, hidden_states, attention_mask=None, position_bias=None, *args, **kwargs):
+        if position_bias is not None:
+            position_bias = self.select_heads(position_bias)
+        return super().forward(hidden_states, attention_mask, position_bias, *args, **kwargs)

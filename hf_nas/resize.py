@@ -11,9 +11,20 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from hf_nas.bypass import Bypass, OwnPositionBias, WithoutHeads, WithoutInputs, layer_index, swap_class
+from hf_nas.bypass import (
+    Bypass,
+    OwnPositionBias,
+    SelectsPositionBias,
+    WithoutHeads,
+    WithoutInputs,
+    layer_index,
+    swap_class,
+)
 from hf_nas.ops import keep_inputs, keep_outputs, output_size, unit_features
-from hf_nas.structures.base import NORM_ONLY, ModelStructure, SubLayer, find_layers
+from hf_nas.structures.base import NORM_ONLY, ModelStructure, StackLayout, SubLayer, find_layers
+
+
+_NO_UNITS = {None, 0, NORM_ONLY}
 
 
 def removed_layers(structure: ModelStructure, kept: Mapping[str, object]) -> dict[str, tuple[int, ...]]:
@@ -36,19 +47,22 @@ def removed_layers(structure: ModelStructure, kept: Mapping[str, object]) -> dic
 
 
 def own_position_bias(structure: ModelStructure, kept: Mapping[str, object]) -> dict[str, bool]:
-    """For each stack, whether its attentions need position biases of their own (T5).
+    """For each stack, whether its attentions need position biases of their own (T5, MPNet).
 
-    The first layer's bias serves all only while all of them keep the same heads. Cross-attentions, whose bias is zero,
-    hand it on in the same way.
+    One bias serves all only while all of them keep the same heads, and, where the first layer computes it (T5), have
+    some. Cross-attentions, whose bias is zero, hand it on in the same way. What was taken apart stays apart.
     """
     removed = removed_layers(structure, kept)
     own = {}
     for stack in structure.depths:
         heads: dict[str, set] = {}
+        apart = False
         for sub_layer in structure.stack(stack):
-            if sub_layer.layout.hands_on_bias and sub_layer.layer not in removed[stack]:
+            given = sub_layer.layout.position_bias == "stack" and kept[sub_layer.name] not in _NO_UNITS
+            if given or (sub_layer.layout.hands_on_bias and sub_layer.layer not in removed[stack]):
                 heads.setdefault(sub_layer.kind, set()).add(kept[sub_layer.name])
-        own[stack] = any(len(choices) > 1 or choices & {None, 0} for choices in heads.values())
+                apart |= sub_layer.own_position_bias
+        own[stack] = apart or any(len(choices) > 1 or choices & {None, 0} for choices in heads.values())
     return own
 
 
@@ -65,7 +79,8 @@ def resize(
         model: described by `structure`.
         structure: its structure.
         kept: by name of every sub-layer, the number of units, their ids, `NORM_ONLY` or None (skipped).
-        own_bias: by stack, whether its self-attentions get relative position biases of their own.
+        own_bias: by stack, whether its self-attentions get relative position biases of their own
+            ([`own_position_bias`]).
         drop_layers: whether layers whose sub-layers are all skipped leave the layer list, which renumbers the rest.
     """
     base = model.base_model
@@ -73,6 +88,8 @@ def resize(
     for stack in structure.family.stacks:
         if 0 in removed.get(stack.name, ()) and not own_bias[stack.name]:
             _move_position_bias(base, structure.stack(stack.name), removed[stack.name])
+        if stack.position_bias_table and stack.name in own_bias:
+            _share_position_bias(base, stack, structure, kept, own_bias[stack.name])
     for sub_layer in structure:
         if sub_layer.layout.hands_on_bias and not sub_layer.skipped and own_bias[sub_layer.stack]:
             _give_own_position_bias(base, sub_layer)
@@ -86,7 +103,7 @@ def resize(
 
 def _move_position_bias(base: nn.Module, sub_layers: tuple[SubLayer, ...], removed: tuple[int, ...]) -> None:
     """Hand a shared relative position bias from the first layer to the one that becomes the first."""
-    biased = [sub_layer for sub_layer in sub_layers if sub_layer.layout.position_bias]
+    biased = [sub_layer for sub_layer in sub_layers if sub_layer.layout.position_bias == "first_layer"]
     if not biased:
         return
     old = biased[0].module(base, biased[0].layout.core)
@@ -110,13 +127,47 @@ def _give_own_position_bias(base: nn.Module, sub_layer: SubLayer) -> None:
     swap_class(core, OwnPositionBias)
 
 
+def cut_position_bias(base: nn.Module, stack: StackLayout, kept: int | tuple[int, ...]) -> None:
+    """Keep only these heads of the table of relative position biases that lies beside the layers (MPNet)."""
+    table = base.get_submodule(stack.position_bias_table)
+    units = _unit_ids(kept)
+    if len(units) < output_size(table):
+        keep_outputs(table, units)
+
+
+def _share_position_bias(
+    base: nn.Module, stack: StackLayout, structure: ModelStructure, kept: Mapping[str, object], own: bool
+) -> None:
+    """Cut the table beside the layers to the heads that all attentions keep, or let those with fewer select theirs."""
+    attentions = [sub_layer for sub_layer in structure.stack(stack.name) if sub_layer.layout.position_bias]
+    if not own:
+        cut_position_bias(base, stack, next(iter({kept[s.name] for s in attentions} - _NO_UNITS), 0))
+    table = base.get_submodule(stack.position_bias_table)
+    for sub_layer in attentions:
+        if kept[sub_layer.name] in (None, NORM_ONLY):
+            continue
+        core = sub_layer.module(base, sub_layer.layout.core)
+        units = _unit_ids(kept[sub_layer.name]).to(table.weight.device)
+        if len(units) == 0:
+            core._buffers.pop("position_bias_heads", None)
+        elif sub_layer.own_position_bias:
+            core.position_bias_heads = core.position_bias_heads[units]
+        elif len(units) < output_size(table):
+            core.register_buffer("position_bias_heads", units)
+            swap_class(core, SelectsPositionBias)
+
+
+def _unit_ids(kept: int | tuple[int, ...]) -> torch.Tensor:
+    return torch.arange(kept) if isinstance(kept, int) else torch.tensor(kept, dtype=torch.long)
+
+
 def _resize_sub_layer(base: nn.Module, sub_layer: SubLayer, kept: object) -> None:
     if kept is None or kept == NORM_ONLY:
         if kept is None or not sub_layer.norm_only:
             _bypass(base, sub_layer, sub_layer.layout.bypass if kept is None else sub_layer.layout.norm_only)
         return
     layout = sub_layer.layout
-    units = torch.arange(kept) if isinstance(kept, int) else torch.tensor(kept, dtype=torch.long)
+    units = _unit_ids(kept)
     if len(units) < sub_layer.units:
         for path in layout.writers:
             writer = sub_layer.module(base, path)
@@ -131,7 +182,8 @@ def _resize_sub_layer(base: nn.Module, sub_layer: SubLayer, kept: object) -> Non
     core = sub_layer.module(base, layout.core)
     for attribute in layout.attributes:
         setattr(core, attribute, getattr(core, attribute) * len(units) // max(sub_layer.units, 1))
-    if layout.position_bias and core.has_relative_attention_bias and len(units) < sub_layer.units:
+    handing_on = layout.position_bias == "first_layer" and core.has_relative_attention_bias
+    if handing_on and len(units) < sub_layer.units:
         keep_outputs(core.relative_attention_bias, units)
     if len(units) == 0 and not isinstance(core, WithoutHeads):
         core.output_path, core.returns = layout.output_in_core, layout.returns

@@ -23,6 +23,8 @@ from transformers import (
     MarianMTModel,
     MistralConfig,
     MistralForCausalLM,
+    MPNetConfig,
+    MPNetForSequenceClassification,
     PreTrainedModel,
     Qwen2Config,
     Qwen2ForCausalLM,
@@ -100,6 +102,7 @@ MODELS = {
         {"vocab_size": 50, "dim": 32, "n_layers": 3, "n_heads": 4, "hidden_dim": 24, "num_labels": 3,
          "max_position_embeddings": 40},
     ),
+    "mpnet": (MPNetForSequenceClassification, MPNetConfig, {**_ENCODER, "pad_token_id": 1}),
     "llama": (LlamaForCausalLM, LlamaConfig, _DECODER),
     "mistral": (MistralForCausalLM, MistralConfig, {**_DECODER, "sliding_window": None}),
     "qwen2": (Qwen2ForCausalLM, Qwen2Config, {k: v for k, v in _DECODER.items() if k != "head_dim"}),
@@ -119,13 +122,20 @@ MODELS = {
 }  # fmt: skip
 FAMILIES = tuple(name for name in MODELS if "-" not in name)
 
+EAGER_ONLY = ("mpnet",)  # transformers has no sdpa for them
 
-def build(name: str, attention: str = "sdpa", seed: int = 0, **changes) -> PreTrainedModel:
+
+def attentions(name: str) -> tuple[str, ...]:
+    """The attention implementations that transformers has for a model, the usual one first."""
+    return ("eager",) if name in EAGER_ONLY else ("sdpa", "eager")
+
+
+def build(name: str, attention: str | None = None, seed: int = 0, **changes) -> PreTrainedModel:
     """A tiny random model in eval mode, in which every weight, biases and norms included, differs from its default."""
     model_class, config_class, values = MODELS[name]
     torch.manual_seed(seed)
     config = config_class(**{**values, **changes})
-    config._attn_implementation = attention
+    config._attn_implementation = attention or attentions(name)[0]
     model = model_class(config)
     with torch.no_grad():
         for parameter_name, parameter in model.named_parameters():

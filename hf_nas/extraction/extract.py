@@ -8,7 +8,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.initialization import no_init_weights
 
 from hf_nas.elastic import plain_copy_of
-from hf_nas.extraction.sizes import STACKS_FIELD, set_uneven_sizes, set_uniform_sizes
+from hf_nas.extraction.sizes import STACKS_FIELD, TABLE_FIELD, set_uneven_sizes, set_uniform_sizes
 from hf_nas.resize import own_position_bias, removed_layers, resize
 from hf_nas.structures import ModelStructure, describe
 from hf_nas.subnetwork import SubNetwork
@@ -64,8 +64,9 @@ def _stock_config(
     """The stock configuration with these sizes, or None if there is none: a stock model is built to find out."""
     candidate = copy.deepcopy(config)
     candidate.per_layer_config = None
-    if hasattr(candidate, STACKS_FIELD):
-        delattr(candidate, STACKS_FIELD)
+    for field in (STACKS_FIELD, TABLE_FIELD):
+        if hasattr(candidate, field):
+            delattr(candidate, field)
     try:
         if not set_uniform_sizes(candidate, structure, kept):
             return None

@@ -12,12 +12,14 @@ from typing import Any
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.integrations.heterogeneity.configuration_utils import AmbiguousGlobalPerLayerAttributeError
 
-from hf_nas.resize import removed_layers, resize
+from hf_nas.resize import cut_position_bias, removed_layers, resize
 from hf_nas.structures.base import NORM_ONLY, Family, ModelStructure, SubLayer, SubLayerLayout, describe_with
 
 
 MODULE_NAME = "modeling_hf_nas"
 STACKS_FIELD = "hf_nas_per_layer_config"
+# Number of heads of a position bias table beside the layers (MPNet), where that is not the number of the stock model.
+TABLE_FIELD = "hf_nas_position_bias_heads"
 _PENDING = "_hf_nas_pending_sizes"
 _NORM_ONLY_FIELD = "hf_nas_norm_only"
 _SKIP_NAMES = {"attention": "attention", "feed_forward": "mlp", "cross_attention": "cross_attention"}
@@ -99,6 +101,16 @@ def set_uniform_sizes(config: PreTrainedConfig, structure: ModelStructure, kept:
     return True
 
 
+def _set_table(
+    config: PreTrainedConfig, structure: ModelStructure, stack: str, kept: Mapping[str, Any], own_bias: bool
+) -> None:
+    """State the heads of a position bias table beside the layers that was cut to what all attentions keep."""
+    attentions = [s for s in structure.stack(stack) if s.layout.position_bias == "stack"]
+    heads = max((_count(kept[s.name]) for s in attentions), default=0)
+    if not own_bias and heads < max((s.units for s in attentions), default=0):
+        setattr(config, TABLE_FIELD, heads)
+
+
 def set_uneven_sizes(
     config: PreTrainedConfig, structure: ModelStructure, kept: Mapping[str, Any], own_bias: Mapping[str, bool]
 ) -> None:
@@ -116,6 +128,7 @@ def set_uneven_sizes(
             # transformers wants a field that it does not know in every layer or in none.
             for entry in stacks[stack].values():
                 entry.setdefault(_NORM_ONLY_FIELD, [])
+        _set_table(config, structure, stack, kept, own_bias[stack])
     set_depth(config, structure, removed)
     if len(structure.family.stacks) == 1:
         config.per_layer_config = next(iter(stacks.values()))
@@ -159,7 +172,13 @@ def read_sizes(
             kept[sub_layer.name] = NORM_ONLY
         else:
             kept[sub_layer.name] = entry.get(_field_names(sub_layer.layout)[0], sub_layer.units)
-    return kept, {name: entry["own_position_bias"] for name, entry in stacks.items()}
+    own_bias = {name: entry["own_position_bias"] for name, entry in stacks.items()}
+    for stack in structure.family.stacks:
+        if stack.position_bias_table:
+            attentions = [s for s in structure.stack(stack.name) if s.layout.position_bias]
+            heads = getattr(config, TABLE_FIELD, max((s.units for s in attentions), default=0))
+            own_bias[stack.name] = any(0 < _count(kept[s.name]) < heads for s in attentions)
+    return kept, own_bias
 
 
 def _differs(sub_layer: SubLayer, kept: int | str | None) -> bool:
@@ -190,6 +209,9 @@ def build_sizes(model: PreTrainedModel, family: Family) -> None:
     if sizes is not None and structure.sub_layers:
         kept, own_bias = sizes
         if any(_differs(sub_layer, kept[sub_layer.name]) for sub_layer in structure):
+            for stack in family.stacks:
+                if stack.position_bias_table and hasattr(config, TABLE_FIELD):
+                    cut_position_bias(model.base_model, stack, getattr(config, TABLE_FIELD))
             resize(model, structure, kept, own_bias, drop_layers=False)
     pending = config.__dict__.get(_PENDING)
     if pending is not None and pending[2] == id(model):

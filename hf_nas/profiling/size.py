@@ -62,10 +62,17 @@ def _is_norm(module: nn.Module) -> bool:
     return "norm" in type(module).__name__.lower()
 
 
+def _position_bias_tables(model: PreTrainedModel, structure: ModelStructure) -> dict[str, nn.Embedding]:
+    """By stack, the table of relative position biases beside its layers (MPNet)."""
+    paths = {stack.name: stack.position_bias_table for stack in structure.family.stacks}
+    return {name: model.base_model.get_submodule(path) for name, path in paths.items() if path}
+
+
 def _outside(model: PreTrainedModel, structure: ModelStructure) -> tuple[_Cost, _Cost, int, int]:
     """Embeddings, heads, and the MACs of the heads a sequence and a token."""
     base = model.base_model
     inside = {id(p) for s in structure for p in base.get_submodule(s.path).parameters()}
+    inside |= {id(table.weight) for table in _position_bias_tables(model, structure).values()}
     embeddings, heads = _Cost(), _Cost()
     macs_sequence = macs_token = 0
     seen = set(inside)
@@ -124,7 +131,7 @@ def _sub_layer_cost(model: PreTrainedModel, sub_layer: SubLayer) -> _SubLayerCos
         inputs=sum(weights) + reader_weight - from_memory,
         memory=from_memory,
         attention=2 * sub_layer.features if layout.is_attention else 0,
-        position_bias=core.relative_attention_num_buckets if layout.position_bias else 0,
+        position_bias=model.config.relative_attention_num_buckets if layout.position_bias else 0,
     )
 
 
@@ -138,6 +145,8 @@ class SizeTable:
     def __init__(self, model: PreTrainedModel):
         self.structure = describe(model)
         self._costs = tuple(_sub_layer_cost(model, sub_layer) for sub_layer in self.structure)
+        tables = _position_bias_tables(model, self.structure)
+        self._shared_tables = {stack: table.weight.numel() for stack, table in tables.items()}
         self._embeddings, self._heads, self._macs_sequence, self._macs_token = _outside(model, self.structure)
 
     def parameters(self, sub_network: SubNetwork, parts: Parts = Parts()) -> int:
@@ -157,7 +166,7 @@ class SizeTable:
         return total + self._position_bias(sub_network)
 
     def _position_bias(self, sub_network: SubNetwork) -> int:
-        """Relative position biases (T5): one table a stack, or one a layer where their heads differ."""
+        """Relative position biases: one table a stack; where heads differ, one a layer (T5) or the whole (MPNet)."""
         kept = dict(sub_network.items())
         own = own_position_bias(self.structure, kept)
         total = 0
@@ -167,7 +176,10 @@ class SizeTable:
                 for sub_layer, cost in zip(self.structure, self._costs)
                 if sub_layer.stack == stack and cost.position_bias
             ]
-            total += sum(tables) if has_own else max(tables, default=0)
+            if has_own:
+                total += self._shared_tables.get(stack, sum(tables))
+            else:
+                total += max(tables, default=0)
         return total
 
     def macs(self, sub_network: SubNetwork, sequence_length: int, decoder_length: int | None = None) -> int:

@@ -30,7 +30,8 @@ class SubLayerLayout:
         head_size_field: configuration field that fixes the size of a head apart from the number of heads, if any.
         attributes: attributes of `core` in proportion to the number of heads.
         fused: number of blocks fused in each writer.
-        position_bias: whether the attention takes a relative position bias per head from the first layer (T5).
+        position_bias: where the table of relative position biases by head is: `"first_layer"`, whose attention hands
+            its bias on (T5), `"stack"`, which gives the bias to every layer (MPNet), or "" if there is none.
     """
 
     kind: str
@@ -45,7 +46,7 @@ class SubLayerLayout:
     head_size_field: str = ""
     attributes: tuple[str, ...] = ()
     fused: int = 1
-    position_bias: bool = False
+    position_bias: str = ""
 
     @property
     def is_attention(self) -> bool:
@@ -76,6 +77,12 @@ class StackLayout:
     path: str
     depth: str
     sub_layers: tuple[SubLayerLayout, ...]
+
+    @property
+    def position_bias_table(self) -> str | None:
+        """Path, from the base model, of the table of relative position biases beside the layers, if it is there."""
+        beside = any(layout.position_bias == "stack" for layout in self.sub_layers)
+        return f"{self.path.rpartition('.')[0]}.relative_attention_bias" if beside else None
 
 
 @dataclass(frozen=True)
@@ -109,6 +116,7 @@ class SubLayer:
         skipped: whether the sub-layer is already gone from this model.
         norm_only: whether only its normalisation is left in this model.
         layout: its layout.
+        own_position_bias: whether its attention was given heads of a relative position bias apart from the others'.
     """
 
     name: str
@@ -120,6 +128,7 @@ class SubLayer:
     skipped: bool
     norm_only: bool
     layout: SubLayerLayout
+    own_position_bias: bool = False
 
     @property
     def kind(self) -> str:
@@ -205,6 +214,7 @@ def describe_with(family: Family, model: PreTrainedModel) -> ModelStructure:
                 skipped = is_bypassed(layer, layout.bypass)
                 norm_only = not skipped and is_bypassed(layer, layout.norm_only)
                 units, features = (0, 1) if skipped or norm_only else count_units(layer, layout)
+                core = _find(layer, layout.core) if layout.is_attention else None
                 sub_layers.append(
                     SubLayer(
                         name=f"{stack.name}.{index}.{layout.kind}",
@@ -216,6 +226,7 @@ def describe_with(family: Family, model: PreTrainedModel) -> ModelStructure:
                         skipped=skipped,
                         norm_only=norm_only,
                         layout=layout,
+                        own_position_bias=getattr(core, "has_own_position_bias", False),
                     )
                 )
     return ModelStructure(family=family, sub_layers=tuple(sub_layers))

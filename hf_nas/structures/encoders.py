@@ -1,5 +1,7 @@
 """Layouts of encoder families."""
 
+from dataclasses import replace
+
 from hf_nas.structures.base import Family, StackLayout, SubLayerLayout
 
 
@@ -56,4 +58,22 @@ def _distilbert() -> Family:
     return Family("distilbert", (StackLayout("encoder", "transformer.layer", "n_layers", (attention, feed_forward)),))
 
 
-FAMILIES = (_bert_like("bert"), _bert_like("roberta"), _bert_like("electra"), _distilbert())
+def _mpnet() -> Family:
+    attention = SubLayerLayout(
+        kind="attention",
+        writers=("attention.attn.q", "attention.attn.k", "attention.attn.v"),
+        reader="attention.attn.o",
+        norms=("attention.LayerNorm",),
+        bypass=(("attention", "attention_identity"),),
+        norm_only=(("attention.attn", "attention_zeros"),),
+        sizes=("num_attention_heads",),
+        core="attention.attn",
+        head_size="attention_head_size",
+        attributes=("num_attention_heads", "all_head_size"),
+        position_bias="stack",
+    )
+    (bert,) = _bert_like("bert").stacks
+    return Family("mpnet", (replace(bert, sub_layers=(attention, bert.sub_layers[1])),))
+
+
+FAMILIES = (_bert_like("bert"), _bert_like("roberta"), _bert_like("electra"), _distilbert(), _mpnet())

@@ -62,7 +62,7 @@ def _t5_attention(kind: str, sub_layer: str, module: str) -> SubLayerLayout:
         core=core,
         head_size="key_value_proj_dim",
         attributes=("n_heads", "inner_dim"),
-        position_bias=kind == "attention",
+        position_bias="first_layer" if kind == "attention" else "",
     )
 
 

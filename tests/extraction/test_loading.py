@@ -56,7 +56,12 @@ def logits_of(process: subprocess.CompletedProcess) -> torch.Tensor:
 
 
 HIDE = "import sys; sys.modules['hf_nas'] = None"  # any import of it fails, as where it is not installed
-AUTO = {"bert": "AutoModelForSequenceClassification", "llama": "AutoModelForCausalLM", "t5": "AutoModelForSeq2SeqLM"}
+AUTO = {
+    "bert": "AutoModelForSequenceClassification",
+    "mpnet": "AutoModelForSequenceClassification",
+    "llama": "AutoModelForCausalLM",
+    "t5": "AutoModelForSeq2SeqLM",
+}
 
 
 @pytest.mark.parametrize("name", AUTO)
@@ -190,6 +195,29 @@ def test_saving_again_sharding_and_low_precision(uneven, tmp_path) -> None:
     assert "auto_map" not in json.loads((tmp_path / "again" / "config.json").read_text())
     half = BertForSequenceClassification.from_pretrained(folder, dtype=torch.bfloat16)
     assert {p.dtype for p in half.parameters()} == {torch.bfloat16}
+
+
+@pytest.mark.parametrize("heads, table", [([[0, 2], [1, 3], [0, 2]], 4), ([[0, 2], [0, 2], [0, 2]], 2)])
+def test_heads_of_a_bias_for_all_layers(heads: list, table: int, tmp_path) -> None:
+    """Of MPNet's one table, layers that differ select their heads; for layers that agree it is cut."""
+    model = zoo.build("mpnet")
+    inputs = zoo.inputs_for(model)
+    kept = {f"encoder.{layer}.attention": ids for layer, ids in enumerate(heads)}
+    small = extract(model, SubNetwork.of(describe(model), kept))
+    assert small.mpnet.encoder.relative_attention_bias.weight.shape == (32, table)
+    small.save_pretrained(tmp_path)
+    for options in ({}, {"dtype": torch.bfloat16}):
+        loaded, info = type(model).from_pretrained(tmp_path, output_loading_info=True, **options)
+        assert not info["missing_keys"] and not info["unexpected_keys"] and not info["mismatched_keys"]
+        for layer, ids in enumerate(heads):
+            found = getattr(loaded.mpnet.encoder.layer[layer].attention.attn, "position_bias_heads", None)
+            assert found is None if table == 2 else (found.dtype == torch.int64 and found.tolist() == ids)
+    assert torch.equal(zoo.logits(type(model).from_pretrained(tmp_path).eval(), inputs), zoo.logits(small, inputs))
+    torch.nn.init.zeros_(model.mpnet.encoder.relative_attention_bias.weight)
+    unbiased = extract(model, SubNetwork.of(describe(model), kept))
+    assert (zoo.logits(unbiased, inputs) - zoo.logits(small, inputs)).abs().max() > 1e-3
+    with stock_transformers(), pytest.raises(Exception, match="per-layer attribute|ignore_mismatched_sizes"):
+        type(model).from_pretrained(tmp_path)
 
 
 def test_nothing_is_missing_or_unexpected(uneven) -> None:

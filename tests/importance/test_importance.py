@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from hf_nas import SubNetwork, SuperNetwork, describe
+from hf_nas import SubNetwork, SuperNetwork, describe, extract
 from hf_nas.importance import get_importance, magnitude, register_importance, reorder
 from tests import zoo
 
@@ -26,7 +26,7 @@ def test_a_reordered_model_computes_the_same(name: str) -> None:
             assert torch.all(score[:-1] >= score[1:])
 
 
-@pytest.mark.parametrize("name", ["bert", "gpt2", "qwen3", "t5"])
+@pytest.mark.parametrize("name", ["bert", "mpnet", "gpt2", "qwen3", "t5"])
 def test_a_prefix_of_the_reordered_model_is_the_top_of_the_original(name: str) -> None:
     model = zoo.build(name)
     inputs = zoo.inputs_for(model)
@@ -41,6 +41,25 @@ def test_a_prefix_of_the_reordered_model_is_the_top_of_the_original(name: str) -
             super_network.activate(sub_network)
             results.append(zoo.logits(each, inputs))
     assert (results[0] - results[1]).abs().max() <= 1e-5 * max(1.0, float(results[0].abs().max()))
+
+
+@pytest.mark.parametrize("heads", [{}, {0: [0, 2], 1: [0, 1, 3]}, {0: [1, 3], 1: [0, 1], 2: [0, 3]}, {0: 0}])
+@pytest.mark.parametrize("named", [(0, 1, 2), (1,), (2,)])
+@pytest.mark.parametrize("name", ["mpnet", "t5"])
+def test_a_shared_position_bias_follows_its_heads(name: str, named: tuple, heads: dict) -> None:
+    """Also where only some of the layers that share it are sorted, or an extracted model's layers differ."""
+    model = zoo.build(name)
+    inputs = zoo.inputs_for(model)
+    chosen = {f"encoder.{layer}.attention": kept for layer, kept in heads.items()}
+    model = extract(model, SubNetwork.of(describe(model), chosen))
+    structure = describe(model)
+    wanted = zoo.logits(model, inputs)
+    sorted_layers = [structure[f"encoder.{layer}.attention"] for layer in named]
+    scores = {s.name: torch.arange(s.units) for s in sorted_layers if s.units}
+    orders = reorder(model, structure, scores)
+    assert set(orders) >= set(scores) and all(orders[name] == sorted(orders[name], reverse=True) for name in scores)
+    result = zoo.logits(model, inputs)
+    assert (result - wanted).abs().max() <= 1e-5 * max(1.0, float(wanted.abs().max()))
 
 
 def test_magnitude_is_the_norm_of_all_weights_of_a_unit() -> None:

@@ -150,3 +150,32 @@ def test_a_pruned_model_can_be_pruned_again(tmp_path) -> None:
     assert torch.allclose(zoo.logits(AutoModelForCausalLM.from_pretrained(tmp_path), inputs), wanted, atol=1e-5)
     with pytest.raises(ValueError, match="is gone from this model already, so it can only be None"):
         SubNetwork.of(structure, {"decoder.1.attention": 1})
+
+
+@pytest.mark.parametrize("first", [{0: [0, 2], 1: [0, 1, 3]}, {0: [1, 3], 1: [1, 3], 2: [1, 3]}, {0: 0, 2: [1]}])
+@pytest.mark.parametrize("name", ["mpnet", "t5"])
+def test_a_shared_position_bias_survives_pruning_again(name: str, first: dict, tmp_path) -> None:
+    """One table serves all layers, so what a layer kept the first time decides what it reads the second time."""
+    model = zoo.build(name)
+    inputs = zoo.inputs_for(model)
+    chosen = {f"encoder.{layer}.attention": heads for layer, heads in first.items()}
+    model = extract(model, SubNetwork.of(describe(model), chosen))
+    table = SizeTable(model)
+    units = {s.name: s.units for s in table.structure if s.kind == "attention" and s.stack == "encoder" and s.units}
+    last = max(units)
+    for number, kept in enumerate((
+        {}, dict.fromkeys(units, 1), {name: [count - 1] for name, count in units.items()}, dict.fromkeys(units),
+        dict.fromkeys(units, 0), {last: [units[last] - 1]}, {**dict.fromkeys(units), last: [units[last] - 1]},
+    )):  # fmt: skip
+        sub_network = SubNetwork.of(table.structure, kept)
+        wanted = zoo.logits(zoo.dense_oracle(model, sub_network), inputs)
+        tolerance = 1e-5 * max(1.0, float(wanted.abs().max()))
+        with SuperNetwork(model) as super_network:
+            super_network.activate(sub_network)
+            assert (zoo.logits(model, inputs) - wanted).abs().max() <= tolerance
+        small = extract(model, sub_network)
+        assert (zoo.logits(small, inputs) - wanted).abs().max() <= tolerance
+        assert sum(p.numel() for p in small.parameters()) == table.parameters(sub_network)
+        small.save_pretrained(tmp_path / str(number))
+        loaded = type(model).from_pretrained(tmp_path / str(number)).eval()
+        assert (zoo.logits(loaded, inputs) - wanted).abs().max() <= tolerance
