@@ -24,9 +24,9 @@ COMMON = (
     "--train_sampling_strategy group_by_length --per_device_eval_batch_size 64 --save_strategy epoch "
     "--save_total_limit 1 --logging_steps 20 --disable_tqdm True"
 )
-SEARCH = "--do_search --search_strategy nsga2 --num_samples 50 --max_selection_samples 500"
+SEARCH = "--do_search --search_strategy nsga2 --num_samples 50"
 TASKS = {
-    "mrpc": ("f1", "--num_train_epochs 6 --per_device_train_batch_size 16"),
+    "mrpc": ("f1", "--num_train_epochs 12 --per_device_train_batch_size 16"),
     "sst2": ("accuracy", "--num_train_epochs 2 --per_device_train_batch_size 16 --max_train_samples 20000"),
 }
 

@@ -1,15 +1,40 @@
-"""Everything that knows `Trainer`: sub-classes and argument dataclasses."""
+"""Everything that knows `Trainer`: sub-classes, callbacks and argument dataclasses."""
 
-from trainer_plugins.arguments import SearchArguments, SuperNetworkArguments, check_arguments
-from trainer_plugins.search import SearchOutcome, run_search
+from trainer_plugins.arguments import (
+    DistillationArguments,
+    EftnasArguments,
+    NasArguments,
+    SearchArguments,
+    SuperNetworkArguments,
+)
+from trainer_plugins.checks import check_arguments
+from trainer_plugins.distilling_trainer import DistillingTrainer
+from trainer_plugins.eftnas import SuperNetworkPlan, apply_config, plan_super_network
+from trainer_plugins.movement_trainer import MovementSparsityCallback, MovementSparsityTrainer, learn_importance
+from trainer_plugins.question_answering import QuestionAnsweringTrainer
+from trainer_plugins.search import ScoredRows, SearchOutcome, run_search
+from trainer_plugins.staged_training import StagedTraining
 from trainer_plugins.super_network_trainer import SuperNetworkTrainer
 
 
 __all__ = [
+    "DistillationArguments",
+    "DistillingTrainer",
+    "EftnasArguments",
+    "MovementSparsityCallback",
+    "MovementSparsityTrainer",
+    "NasArguments",
+    "QuestionAnsweringTrainer",
+    "ScoredRows",
     "SearchArguments",
     "SearchOutcome",
+    "StagedTraining",
     "SuperNetworkArguments",
+    "SuperNetworkPlan",
     "SuperNetworkTrainer",
+    "apply_config",
     "check_arguments",
+    "learn_importance",
+    "plan_super_network",
     "run_search",
 ]

@@ -1,14 +1,8 @@
-"""Argument dataclasses for `HfArgumentParser`. Names and defaults follow the published weight-sharing NAS scripts."""
+"""Argument dataclasses for `HfArgumentParser`. Names and defaults follow the published scripts."""
 
 from dataclasses import dataclass, field
 
-from transformers import PreTrainedModel
-
-from hf_nas.elastic import get_strategy
-from hf_nas.importance import get_importance
-from hf_nas.search import get_search_method
-from hf_nas.space import get_sampler, get_search_space
-from hf_nas.structures import describe
+from hf_nas.nncf_config import NncfConfig
 
 
 @dataclass
@@ -24,7 +18,10 @@ class SuperNetworkArguments:
     )
     search_space: str = field(
         default="small",
-        metadata={"help": "Search space: small, medium, large, layer, or the path of a JSON file with your own."},
+        metadata={
+            "help": "Search space: small, medium, large, layer, the path of a JSON file with your own, or generated "
+            "(from movement scores)."
+        },
     )
     num_random_sub_nets: int = field(
         default=1,
@@ -44,8 +41,83 @@ class SuperNetworkArguments:
         default="magnitude",
         metadata={
             "help": "Reorder heads and neurons by this importance before training, so that a sub-network of k units "
-            "keeps the k best: magnitude, or none."
+            "keeps the k best: magnitude, gradient, movement (learnt in a training before this one), or none."
         },
+    )
+    importance_batches: int = field(
+        default=32, metadata={"help": "Batches of the training set that an importance which needs data looks at."}
+    )
+
+
+@dataclass
+class DistillationArguments:
+    """By which teacher a model or super-network is taught, and how."""
+
+    kd_teacher_model: str | None = field(
+        default=None,
+        metadata={"help": "Path or Hub name of a model fine-tuned on the same task, whose logits are learnt too."},
+    )
+    kd_mode: str = field(
+        default="original", metadata={"help": "What is learnt of the teacher: original (its logits)."}
+    )
+    kd_temperature: float = field(default=2.0, metadata={"help": "Temperature of the teacher's logits."})
+    kd_task_weight: float = field(
+        default=0.1, metadata={"help": "Weight of the loss on the labels; that on the teacher's logits has the rest."}
+    )
+
+
+@dataclass
+class EftnasArguments:
+    """The steps of EFTNAS: importance by movement sparsity, a search space made from it, training in stages."""
+
+    nncf_config: str | None = field(
+        default=None,
+        metadata={
+            "help": "Configuration of NNCF 2.x with movement sparsity, search space, stages and search. Its values "
+            "apply where a flag has its default."
+        },
+    )
+    nncf_compat: bool = field(
+        default=False,
+        metadata={"help": "Train with the learning rates and the optimizer of the published code, faults included."},
+    )
+    reorg_cache_model: str | None = field(
+        default=None,
+        metadata={"help": "Importance scores learnt before (file or folder), in our format or as pytorch_model.bin."},
+    )
+    only_generate_importance_weight: bool = field(
+        default=False, metadata={"help": "Learn the importance by movement sparsity, and stop."}
+    )
+    movement_warmup_start_epoch: float = field(
+        default=1.0, metadata={"help": "Epoch at which the threshold of movement sparsity begins to rise."}
+    )
+    movement_warmup_end_epoch: float = field(
+        default=3.0, metadata={"help": "Epoch at which it is reached and the scores are final."}
+    )
+    movement_num_train_epochs: float | None = field(
+        default=None,
+        metadata={
+            "help": "Epochs over which the learning rate of movement sparsity falls to 0; it stops after the warm-up. "
+            "Default: twice the end of the warm-up, as published."
+        },
+    )
+    importance_regularization_factor: float = field(
+        default=0.02, metadata={"help": "Weight of the regularisation of the movement scores."}
+    )
+    unit_ranking: str = field(
+        default="all",
+        metadata={
+            "help": "Which movement scores order the units: all, or published (of query, key and value or of the "
+            "first feed-forward projection, without biases)."
+        },
+    )
+    space_largest: float = field(
+        default=1.0, metadata={"help": "Largest size in a generated space: share of the model's MACs, or MACs."}
+    )
+    space_smallest: float = field(default=0.4, metadata={"help": "Smallest size in a generated space."})
+    space_count: int = field(default=5, metadata={"help": "Sizes from which a space is generated."})
+    space_width_multiple: int = field(
+        default=1, metadata={"help": "Round numbers of neurons in a generated space up to a multiple of this."}
     )
 
 
@@ -57,6 +129,10 @@ class SearchArguments:
     search_strategy: str = field(
         default="random_search",
         metadata={"help": "Search method: random_search, nsga2, local_search, or one registered by you."},
+    )
+    search_objectives: list[str] = field(
+        default_factory=lambda: ["error", "params"],
+        metadata={"help": "What the search minimises: error and one or both of params, macs."},
     )
     num_samples: int = field(default=100, metadata={"help": "Sub-networks to evaluate."})
     checkpoint_dir_model: str | None = field(
@@ -83,47 +159,38 @@ class SearchArguments:
     min_metric: float | None = field(
         default=None, metadata={"help": "Choose the smallest sub-network with at least this selection metric."}
     )
+    max_metric_drop: float | None = field(
+        default=None,
+        metadata={
+            "help": "Choose the sub-network with the fewest MACs that loses less than this of the reference metric."
+        },
+    )
+    reference_metric: float | None = field(
+        default=None, metadata={"help": "That reference; by default the selection metric of the largest sub-network."}
+    )
 
 
-def check_arguments(super_network: SuperNetworkArguments, search: SearchArguments, model: PreTrainedModel) -> None:
-    """Refuse what cannot work, before anything is tokenised or trained.
+@dataclass
+class NasArguments:
+    """Everything that is not in the scripts of transformers."""
 
-    Args:
-        super_network: how to train.
-        search: how to search.
-        model: the model that would be trained or searched.
+    super_network: SuperNetworkArguments = field(default_factory=SuperNetworkArguments)
+    distillation: DistillationArguments = field(default_factory=DistillationArguments)
+    eftnas: EftnasArguments = field(default_factory=EftnasArguments)
+    search: SearchArguments = field(default_factory=SearchArguments)
+    config: NncfConfig | None = None
 
-    Raises:
-        ValueError: for an unknown strategy, space, sampling, importance or search method, and numbers out of range.
-    """
-    if super_network.sampling_strategy is None and not search.do_search:
-        return
-    structure = describe(model)
-    space = get_search_space(super_network.search_space, structure)
-    sampler = get_sampler(super_network.sub_network_sampling, space, lambda sub_network: 0.0)
-    if super_network.sampling_strategy is not None:
-        get_strategy(super_network.sampling_strategy)
-    if super_network.importance != "none":
-        get_importance(super_network.importance)
-    _at_least("num_random_sub_nets", super_network.num_random_sub_nets, 1)
-    _in_range("temperature", super_network.temperature, 0.0, None)
-    if search.do_search:
-        get_search_method(search.search_strategy, space, sampler)
-        _at_least("num_samples", search.num_samples, 1)
-        if search.max_selection_samples is not None:
-            _at_least("max_selection_samples", search.max_selection_samples, 1)
-        for name in ("max_params_ratio", "max_macs_ratio"):
-            if (value := getattr(search, name)) is not None:
-                _in_range(name, value, 0.0, 1.0)
-    if not 0.0 < search.selection_split < 1.0:
-        raise ValueError(f"selection_split is {search.selection_split}; choose a share between 0 and 1, such as 0.3.")
+    @property
+    def is_elastic(self) -> bool:
+        """Whether a super-network is trained."""
+        return self.super_network.sampling_strategy is not None
 
+    @property
+    def needs_selection_set(self) -> bool:
+        """Whether examples are held out of the training to compare sub-networks on."""
+        return self.is_elastic or self.search.do_search
 
-def _at_least(name: str, value: int, lowest: int) -> None:
-    if value < lowest:
-        raise ValueError(f"{name} is {value}; choose {lowest} or more.")
-
-
-def _in_range(name: str, value: float, low: float, high: float | None) -> None:
-    if value <= low or (high is not None and value > high):
-        raise ValueError(f"{name} is {value}; choose a number above {low:g}{f' and up to {high:g}' if high else ''}.")
+    def metric_name(self, default: str) -> str:
+        """The metric by which sub-networks are compared: the configuration's, or the task's."""
+        named = self.config.search.eval_metric_name if self.config is not None and self.config.search else None
+        return default if named is None else named.removeprefix("eval_")

@@ -9,8 +9,9 @@ from typing import Any
 from datasets import ClassLabel, Dataset, Features, Value, load_dataset
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
+from trainer_plugins.scripts import FILE_TYPES
 
-FILE_TYPES = {".csv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
+
 SENTENCES = ("sentence1", "sentence2")
 
 
@@ -298,11 +299,6 @@ def split_selection(train: Dataset, share: float, seed: int) -> tuple[Dataset, D
         )
     parts = train.train_test_split(train_size=1 - share, seed=seed)
     return parts["train"], parts["test"]
-
-
-def take(dataset: Dataset, limit: int | None) -> Dataset:
-    """The first `limit` examples."""
-    return dataset if limit is None else dataset.select(range(min(limit, len(dataset))))
 
 
 def tokenize(

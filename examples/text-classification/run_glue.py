@@ -5,35 +5,40 @@ The flags are those of the script of the same name in transformers, and without 
 """
 
 import logging
-import os
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import datasets
 import evaluate
 import numpy as np
-import transformers
 from transformers import (
     AutoConfig,
     AutoModelForSequenceClassification,
     AutoTokenizer,
     DataCollatorWithPadding,
     EvalPrediction,
-    HfArgumentParser,
     PreTrainedModel,
     PreTrainedTokenizerBase,
-    TrainingArguments,
     default_data_collator,
     set_seed,
 )
 from transformers.utils import check_min_version
 
 from arguments import DataTrainingArguments, ModelArguments
-from data import TextData, label_order, load_data, split_selection, take, tokenize
+from data import TextData, label_order, load_data, split_selection, tokenize
 from demo import answer, demo_model
-from trainer_plugins import SearchArguments, SuperNetworkArguments, SuperNetworkTrainer, check_arguments, run_search
-from trainer_plugins.run_state import check_same_split, describe_run, prepare_output_folder, write_run
+from trainer_plugins import SuperNetworkTrainer, apply_config, check_arguments, plan_super_network, run_search
+from trainer_plugins.run_state import Run
+from trainer_plugins.scripts import (
+    load_teacher,
+    needed_splits,
+    parse_arguments,
+    set_up_logging,
+    show_search,
+    take,
+    token_limit,
+    write_card,
+)
 
 
 check_min_version("5.14.0")
@@ -43,74 +48,12 @@ logger = logging.getLogger(__name__)
 METRICS = Path(__file__).resolve().parent / "metrics"
 
 
-def parse_arguments() -> tuple:
-    """The arguments of the command line, or of its single argument if that is a JSON file."""
-    # NAS 1 of 3: two more sets of arguments; their defaults change nothing.
-    parser = HfArgumentParser(
-        (ModelArguments, DataTrainingArguments, TrainingArguments, SuperNetworkArguments, SearchArguments)
-    )
-    # End of NAS 1 of 3.
-    if len(sys.argv) == 2 and sys.argv[1].endswith(".json"):
-        return parser.parse_json_file(json_file=os.path.abspath(sys.argv[1]))
-    return parser.parse_args_into_dataclasses()
-
-
-def needed_splits(training: TrainingArguments, search: SearchArguments) -> list[str]:
-    """What the run cannot do without; refuses flags that contradict each other."""
-    if not (training.do_train or training.do_eval or training.do_predict or search.do_search):
-        raise ValueError("There is nothing to do; add --do_train, --do_eval, --do_predict or --do_search.")
-    if search.checkpoint_dir_model is not None and (training.do_train or not search.do_search):
-        raise ValueError(
-            f"--checkpoint_dir_model '{search.checkpoint_dir_model}' names a trained super-network for --do_search "
-            "without --do_train; leave out either of them."
-        )
-    if search.do_search and not training.do_train and search.checkpoint_dir_model is None:
-        raise ValueError("--do_search without --do_train needs a trained super-network; add --checkpoint_dir_model.")
-    if search.checkpoint_dir_model is not None and not Path(search.checkpoint_dir_model).is_dir():
-        raise ValueError(
-            f"--checkpoint_dir_model '{search.checkpoint_dir_model}' is no folder; give that of a super-network."
-        )
-    needed = {
-        "train": training.do_train or search.do_search,
-        "validation": training.do_eval or search.do_search or training.eval_strategy != "no",
-        "test": training.do_predict,
-    }
-    return [role for role, is_needed in needed.items() if is_needed]
-
-
-def set_up_logging(training_args: TrainingArguments) -> None:
-    """Let the libraries log at Trainer's level and our own modules tell what they do."""
-    logging.basicConfig(
-        format="%(asctime)s - %(levelname)s - %(name)s - %(message)s",
-        datefmt="%m/%d/%Y %H:%M:%S",
-        handlers=[logging.StreamHandler(sys.stdout)],
-    )
-    level = training_args.get_process_log_level()
-    for library in (datasets.utils.logging, transformers.utils.logging):
-        library.set_verbosity(level)
-    if training_args.should_log and training_args.log_level == "passive":
-        level = logging.INFO
-    for name in (__name__, "demo", "hf_nas", "trainer_plugins"):
-        logging.getLogger(name).setLevel(level)
-    transformers.utils.logging.enable_default_handler()
-    transformers.utils.logging.enable_explicit_format()
-    logger.debug("Training/evaluation parameters %s", training_args)
-
-
 def load_model(
     arguments: ModelArguments, source: str, data: TextData
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, list[int] | None]:
     """The model with a head for the labels of the data, its tokenizer, and the order in which it has the labels."""
-    options = {
-        "cache_dir": arguments.cache_dir,
-        "revision": arguments.model_revision,
-        "token": arguments.token,
-        "trust_remote_code": arguments.trust_remote_code,
-    }
-    # A model trained here comes with its configuration and tokenizer.
-    is_given = source == arguments.model_name_or_path
-    config_source = (is_given and arguments.config_name) or source
-    tokenizer_source = (is_given and arguments.tokenizer_name) or source
+    options = arguments.options()
+    config_source, tokenizer_source = arguments.sources(source)
     num_labels = len(data.labels) or 1
     saved = AutoConfig.from_pretrained(config_source, **options)
     has_head = any(name.endswith("ForSequenceClassification") for name in saved.architectures or ())
@@ -164,50 +107,32 @@ def predict(trainer: SuperNetworkTrainer, data: TextData, tokenized: dict, folde
 
 def main() -> None:
     """Train, search, evaluate and predict, as the flags say."""
-    model_args, data_args, training_args, super_network_args, search_args = parse_arguments()
-    needed = needed_splits(training_args, search_args)
-    is_nas = super_network_args.sampling_strategy is not None or search_args.do_search
+    # NAS 1 of 4: more arguments, whose defaults change nothing.
+    model_args, data_args, training_args, nas = parse_arguments(ModelArguments, DataTrainingArguments)
+    apply_config(nas, model_args)
+    # End of NAS 1 of 4.
+    needed = needed_splits(training_args, nas)
     if data_args.demo and model_args.model_name_or_path is None:
         model_args.model_name_or_path = demo_model()
-    source = search_args.checkpoint_dir_model or model_args.model_name_or_path
-    if source is None:
-        raise ValueError("No model is given; add --model_name_or_path.")
-    set_up_logging(training_args)
+    set_up_logging(training_args, __name__, "demo")
     set_seed(training_args.seed)
 
     # The same command again continues: from the last checkpoint, or with what comes after the training.
-    run = describe_run(
-        model_args,
-        data_args,
-        training_args,
-        super_network_args if super_network_args.sampling_strategy else None,
-        search_args if is_nas else None,
-    )
-    is_trained, checkpoint = False, None
-    if training_args.do_train:
-        is_trained, checkpoint = prepare_output_folder(training_args.output_dir, run)
-        checkpoint = training_args.resume_from_checkpoint or checkpoint
-        source = training_args.output_dir if is_trained else source
-        logger.info("Training is %s.", "done" if is_trained else f"resumed from {checkpoint}" if checkpoint else "new")
-    elif search_args.checkpoint_dir_model is not None:
-        check_same_split(search_args.checkpoint_dir_model, data_args, search_args)
-
+    run = Run.begin(model_args, data_args, training_args, nas)
     data = load_data(data_args, needed, model_args.cache_dir, model_args.token)
-    model, tokenizer, order = load_model(model_args, source, data)
+    model, tokenizer, order = load_model(model_args, run.source, data)
 
-    # NAS 2 of 3: check the arguments; split the set off on which sub-networks are compared; train a super-network.
-    check_arguments(super_network_args, search_args, model)
+    # NAS 2 of 4: check the arguments; split the set off on which sub-networks are compared; train a super-network.
+    check_arguments(nas, model)
     train_dataset, selection_dataset = data.train, None
-    if is_nas and data.train is not None:
+    if nas.needs_selection_set and data.train is not None:
         train_dataset, selection_dataset = split_selection(
-            data.train, search_args.selection_split, data_args.dataset_seed
+            data.train, nas.search.selection_split, data_args.dataset_seed
         )
-        selection_dataset = take(selection_dataset, search_args.max_selection_samples)
-    # End of NAS 2 of 3, but for the class and `super_network` of the trainer.
+        selection_dataset = take(selection_dataset, nas.search.max_selection_samples)
+    # End of NAS 2 of 4, but for the class and `super_network` of the trainer.
 
-    max_length = min(data_args.max_seq_length, tokenizer.model_max_length)
-    if max_length < data_args.max_seq_length:
-        logger.warning("max_seq_length %d is cut to the model's %d.", data_args.max_seq_length, max_length)
+    max_length = token_limit(data_args.max_seq_length, tokenizer.model_max_length, logger)
 
     def prepare(dataset: datasets.Dataset | None, limit: int | None) -> datasets.Dataset | None:
         if dataset is None:
@@ -234,12 +159,38 @@ def main() -> None:
     else:
         half = training_args.fp16 or training_args.bf16
         data_collator = DataCollatorWithPadding(tokenizer, pad_to_multiple_of=8 if half else None)
+    # NAS 3 of 4: what comes before the training of a super-network: importance, search space, stages.
+    run.claim(training_args)
+    teacher = None
+    if training_args.do_train and not run.is_trained:
+        teacher = load_teacher(nas, AutoModelForSequenceClassification, model_args)
+    plan = plan_super_network(
+        nas,
+        training_args,
+        model,
+        lambda: load_model(model_args, model_args.model_name_or_path, data)[0],
+        sequence_length=max_length,
+        train_dataset=train_dataset,
+        data_collator=data_collator,
+        processing_class=tokenizer,
+        teacher=teacher,
+        distillation=nas.distillation,
+    )
+    if nas.eftnas.only_generate_importance_weight:
+        return
+    # End of NAS 3 of 4.
+
     # A checkpoint chosen during the training of a super-network must not be chosen on the validation set either.
-    eval_dataset = selection_dataset if is_nas else next(iter(validation_datasets.values()), None)
+    eval_dataset = selection_dataset if nas.needs_selection_set else next(iter(validation_datasets.values()), None)
     trainer = SuperNetworkTrainer(
         model=model,
         args=training_args,
-        super_network=super_network_args,
+        super_network=nas.super_network,
+        search_space=plan.search_space,
+        stages=plan.stages,
+        scores=plan.scores,
+        teacher=teacher,
+        distillation=nas.distillation,
         data_collator=data_collator,
         train_dataset=train_dataset,
         eval_dataset=eval_dataset,
@@ -247,17 +198,8 @@ def main() -> None:
         processing_class=tokenizer,
     )
 
-    if training_args.do_train and not is_trained:
-        if training_args.should_save:
-            write_run(training_args.output_dir, run, finished=False)
-        metrics = trainer.train(resume_from_checkpoint=checkpoint).metrics
-        metrics["train_samples"] = len(train_dataset)
-        trainer.save_model()
-        trainer.log_metrics("train", metrics)
-        trainer.save_metrics("train", metrics)
-        trainer.save_state()
-        if training_args.should_save:
-            write_run(training_args.output_dir, run, finished=True)
+    if training_args.do_train:
+        run.train(trainer)
 
     if training_args.do_eval:
         combined = {}
@@ -273,34 +215,29 @@ def main() -> None:
     if training_args.do_predict:
         predict(trainer, data, test_datasets, training_args.output_dir, data_args.task_name)
 
-    # NAS 3 of 3: search the super-network; the validation set only measures what was found.
-    if search_args.do_search:
+    # NAS 4 of 4: search the super-network; the validation set only measures what was found.
+    if nas.search.do_search:
         outcome = run_search(
             trainer,
-            search_args,
+            nas.search,
+            config=nas.config,
             selection_dataset=selection_dataset,
             compute_metrics=compute_metrics,
-            metric_name=data.search_metric,
+            metric_name=nas.metric_name(data.search_metric),
             greater_is_better=data.greater_is_better,
             report_datasets=validation_datasets,
             output_dir=training_args.output_dir,
         )
-        trainer.log_metrics("search", outcome.metrics)
-        trainer.save_metrics("search", outcome.metrics)
-        if trainer.is_world_process_zero():
-            print(f"\n{outcome.table.to_markdown()}\n\nThe chosen model is in {outcome.chosen_folder}.")
+        show_search(trainer, outcome)
         if data_args.demo and trainer.is_world_process_zero():
             answer(outcome.chosen_folder)
-    # End of NAS 3 of 3.
+    # End of NAS 4 of 4.
 
-    if training_args.do_train and not is_trained:
+    if training_args.do_train and not run.is_trained:
         card = {"finetuned_from": model_args.model_name_or_path, "tasks": "text-classification"}
         if data_args.task_name is not None:
             card |= {"dataset": data_args.task_name.upper(), "dataset_args": data_args.task_name}
-        if training_args.push_to_hub:
-            trainer.push_to_hub(**card)
-        else:
-            trainer.create_model_card(**card)
+        write_card(trainer, **card)
 
 
 if __name__ == "__main__":

@@ -2,31 +2,36 @@
 
 import csv
 import importlib
+import json
 import random
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
+from datasets import Dataset
 from transformers import BertConfig, BertModel, BertTokenizerFast
 
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
+KINDS = {"colour": ("red", "blue", "green"), "animal": ("cat", "dog", "cow"), "fruit": ("fig", "pear", "kiwi")}
 WORDS = ("good", "fine", "nice", "bad", "poor", "ugly", "the", "film", "book", "was", "and", "a", "very", "it")
 
 
 @contextmanager
-def example_modules(folder: str, script: str) -> Iterator[ModuleType]:
+def example_modules(folder: str, script: str) -> Iterator[dict[str, ModuleType]]:
     """Import a script as if it were run; other scripts may have modules of the same names beside them."""
     path = EXAMPLES / folder
     names = {file.stem for file in path.glob("*.py")}
     hidden = {name: sys.modules.pop(name) for name in names if name in sys.modules}
     sys.path.insert(0, str(path))
     try:
-        yield importlib.import_module(script)
+        importlib.import_module(script)
+        yield {name: sys.modules[name] for name in names if name in sys.modules}
     finally:
         sys.path.remove(str(path))
         for name in names:
@@ -35,19 +40,30 @@ def example_modules(folder: str, script: str) -> Iterator[ModuleType]:
 
 
 @pytest.fixture(scope="package")
-def run_glue() -> Iterator[ModuleType]:
-    with example_modules("text-classification", "run_glue") as module:
-        yield module
+def glue_modules() -> Iterator[dict[str, ModuleType]]:
+    with example_modules("text-classification", "run_glue") as modules:
+        yield modules
 
 
 @pytest.fixture(scope="package")
-def data_module(run_glue: ModuleType) -> ModuleType:
-    return sys.modules["data"]
+def run_glue(glue_modules: dict[str, ModuleType]) -> ModuleType:
+    return glue_modules["run_glue"]
 
 
 @pytest.fixture(scope="package")
-def demo(run_glue: ModuleType) -> ModuleType:
-    return sys.modules["demo"]
+def data_module(glue_modules: dict[str, ModuleType]) -> ModuleType:
+    return glue_modules["data"]
+
+
+@pytest.fixture(scope="package")
+def demo(glue_modules: dict[str, ModuleType]) -> ModuleType:
+    return glue_modules["demo"]
+
+
+@pytest.fixture(scope="package")
+def qa_modules() -> Iterator[dict[str, ModuleType]]:
+    with example_modules("question-answering", "run_qa") as modules:
+        yield modules
 
 
 @pytest.fixture(scope="package")
@@ -75,17 +91,15 @@ def reviews(count: int, seed: int) -> list[dict]:
     return rows
 
 
-@pytest.fixture(scope="package")
-def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A random BERT of 2 layers without a head, with a vocabulary of 19 words."""
-    folder = tmp_path_factory.mktemp("model")
+def save_tiny_bert(folder: Path, words: tuple[str, ...], hidden_size: int = 16) -> str:
+    """A random BERT of 2 layers without a head, with a tokenizer of these word pieces and the five special ones."""
     vocabulary = folder / "vocab.txt"
-    vocabulary.write_text("\n".join(("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS)) + "\n")
+    vocabulary.write_text("\n".join(("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words)) + "\n")
     tokenizer = BertTokenizerFast(vocab=str(vocabulary), model_max_length=32)
     torch.manual_seed(0)
     config = BertConfig(
         vocab_size=len(tokenizer),
-        hidden_size=16,
+        hidden_size=hidden_size,
         num_hidden_layers=2,
         num_attention_heads=4,
         intermediate_size=32,
@@ -97,10 +111,91 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture(scope="package")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return save_tiny_bert(tmp_path_factory.mktemp("model"), WORDS)
+
+
+@pytest.fixture(scope="package")
+def tiny_qa_model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    pieces = ("which", "is", "there", "a", "the", "and", ".", "##ish", "very", "big", "small")
+    kinds = (name for names in KINDS.values() for name in names)
+    return save_tiny_bert(tmp_path_factory.mktemp("qa_model"), (*pieces, *KINDS, *kinds), hidden_size=32)
+
+
+@pytest.fixture(scope="package")
 def tiny_files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """Paths of 64 training and 24 validation texts."""
     folder = tmp_path_factory.mktemp("files")
     return {
         "train_file": write_csv(folder / "train.csv", reviews(64, seed=0)),
         "validation_file": write_csv(folder / "validation.csv", reviews(24, seed=1)),
+    }
+
+
+def questions(count: int, seed: int, unanswerable: float = 0.0) -> list[dict]:
+    """Questions whose answer is the only word of any kind in the context; contexts of 6 to 22 word pieces."""
+    generator = random.Random(seed)
+    rows = []
+    for number in range(count):
+        kind = generator.choice(list(KINDS))
+        has_answer = generator.random() >= unanswerable
+        place = generator.randrange(3) if has_answer else None
+        context, answers = "", {"text": [], "answer_start": []}
+        for position in range(3):
+            context += " ".join(
+                ["there is a"[: generator.choice((5, 8, 10))], *["very"] * generator.randint(0, 2), ""]
+            )
+            if position == place:
+                # "blueish" is two pieces, and one answer.
+                word = generator.choice(KINDS[kind]) + ("ish" if generator.random() < 0.3 else "")
+                answers = {"text": [word], "answer_start": [len(context)]}
+                context += f"{word} . "
+            else:
+                context += generator.choice(("big . ", "small . "))
+        rows.append(
+            {
+                "id": f"q{seed}-{number}",
+                "title": f"article {number % 8}",
+                "context": context.strip(),
+                "question": f"which {kind} is there",
+                "answers": answers,
+            }
+        )
+    return rows
+
+
+def qa_example(context: str, answer: str | None = None, question: str = "which colour") -> dict:
+    """A row whose answer is where it first occurs in the context."""
+    found = {"text": [answer], "answer_start": [context.index(answer)]} if answer else {"text": [], "answer_start": []}
+    return {"id": "1", "title": "", "context": context, "question": question, "answers": found}
+
+
+def qa_dataset(data_module: ModuleType, *rows: dict) -> Dataset:
+    """Rows with the columns that the question-answering script works on."""
+    return Dataset.from_list(list(rows), features=data_module.FEATURES)
+
+
+@pytest.fixture
+def load_questions(qa_modules: dict[str, ModuleType], tmp_path: Path) -> Callable[..., Any]:
+    """Load data as the question-answering script does."""
+
+    def load(needed: tuple[str, ...] = ("train", "validation"), **arguments: Any) -> Any:
+        arguments = qa_modules["arguments"].DataTrainingArguments(**arguments)
+        return qa_modules["data"].load_data(arguments, needed, cache_dir=str(tmp_path / "cache"))
+
+    return load
+
+
+def write_lines(path: Path, rows: list[dict]) -> str:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+@pytest.fixture(scope="package")
+def qa_files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Paths of 96 training and 32 validation questions."""
+    folder = tmp_path_factory.mktemp("qa_files")
+    return {
+        "train_file": write_lines(folder / "train.json", questions(96, seed=0)),
+        "validation_file": write_lines(folder / "validation.json", questions(32, seed=1)),
     }

@@ -1,0 +1,293 @@
+"""Fine-tune a model on questions that are answered with a span of a text (SQuAD, or data of your own), and shrink it.
+
+The flags are those of the script of the same name in transformers, and without others this does the same. With
+`--sampling_strategy` a super-network is trained instead; `--do_search` searches it and hands over a smaller model.
+"""
+
+import hashlib
+import json
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import evaluate
+import numpy as np
+from datasets import Dataset
+from transformers import (
+    AutoConfig,
+    AutoModelForQuestionAnswering,
+    AutoTokenizer,
+    DataCollatorWithPadding,
+    EvalPrediction,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    default_data_collator,
+    set_seed,
+)
+from transformers.utils import check_min_version
+
+from answers import SpanReader, write_answers
+from arguments import DataTrainingArguments, ModelArguments
+from data import load_data, split_selection
+from trainer_plugins import apply_config, check_arguments, plan_super_network, run_search
+from trainer_plugins.question_answering import QuestionAnsweringTrainer, span_logits
+from trainer_plugins.run_state import Run
+from trainer_plugins.scripts import (
+    load_teacher,
+    needed_splits,
+    parse_arguments,
+    set_up_logging,
+    show_search,
+    take,
+    token_limit,
+    write_card,
+)
+from trainer_plugins.search import ScoredRows
+from windows import READING_COLUMNS, WindowMaker, check_positions
+
+
+check_min_version("5.14.0")
+
+logger = logging.getLogger(__name__)
+
+METRICS = Path(__file__).resolve().parent / "metrics"
+
+
+def load_model(arguments: ModelArguments, source: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The model with a head for the start and the end of answers, and its tokenizer."""
+    options = arguments.options()
+    config_source, tokenizer_source = arguments.sources(source)
+    config = AutoConfig.from_pretrained(config_source, **options)
+    if config.num_labels != 2:
+        # Of the task that the model was trained on; here they are start and end.
+        config.num_labels = 2
+    tokenizer = AutoTokenizer.from_pretrained(tokenizer_source, **options)
+    return AutoModelForQuestionAnswering.from_pretrained(source, config=config, **options), tokenizer
+
+
+@dataclass(frozen=True)
+class Questions:
+    """A data set to be answered.
+
+    Args:
+        examples: with the standard columns of `data.py`.
+        windows: of them, for the model and for reading answers off.
+        settings: the arguments on data, for how answers are found.
+        is_labelled: whether the right answers are known.
+    """
+
+    examples: Dataset
+    windows: Dataset
+    settings: DataTrainingArguments
+    is_labelled: bool = True
+
+    @cached_property
+    def inputs(self) -> Dataset:
+        """What the model reads."""
+        return self.windows.remove_columns(list(READING_COLUMNS))
+
+    @cached_property
+    def ids(self) -> list[str]:
+        """Of the examples; rows of a selection set, whose answers nobody looks up, may come without."""
+        return [name or f"row {index}" for index, name in enumerate(self.examples["id"])]
+
+    @cached_property
+    def references(self) -> list[dict[str, Any]] | None:
+        """The right answers as the metrics take them."""
+        if not self.is_labelled:
+            return None
+        return [{"id": name, "answers": answers} for name, answers in zip(self.ids, self.examples["answers"])]
+
+    @cached_property
+    def reader(self) -> SpanReader:
+        """Finds answers in logits."""
+        settings = self.settings
+        contexts = self.examples["context"][:]
+        return SpanReader(contexts, self.windows, settings.n_best_size, settings.max_answer_length)
+
+    def answer(
+        self, logits: tuple[np.ndarray, np.ndarray], folder: str | None = None, stage: str = ""
+    ) -> EvalPrediction:
+        """Predictions and references for the metric; the answers are written to the folder, if one is given."""
+        answers = self.reader(*logits)
+        is_v2, threshold = self.settings.version_2_with_negative, self.settings.null_score_diff_threshold
+        if folder is not None:
+            shown = threshold if is_v2 else None
+            write_answers(folder, stage, self.ids, answers, shown, self.settings.n_best_size)
+        # The metric of v2 applies the threshold itself, and so can tell the best one.
+        predictions = [{"id": name, "prediction_text": text} for name, text in zip(self.ids, answers.texts())]
+        if is_v2:
+            for prediction, odds in zip(predictions, answers.null_odds().tolist()):
+                prediction["no_answer_probability"] = odds
+        return EvalPrediction(predictions=predictions, label_ids=self.references)
+
+    def scored(self, compute_metrics: Callable[[EvalPrediction], dict[str, float]]) -> ScoredRows:
+        """For a search."""
+        settings = self.settings
+        fixed = [self.references, settings.n_best_size, settings.max_answer_length, settings.null_score_diff_threshold]
+        digest = hashlib.blake2b(json.dumps(fixed).encode(), digest_size=16).hexdigest()
+        return ScoredRows(self.inputs, lambda prediction: compute_metrics(self.answer(prediction.predictions)), digest)
+
+
+def metrics_of(
+    data_args: DataTrainingArguments, cache_dir: str | None
+) -> Callable[[EvalPrediction], dict[str, float]]:
+    """The function by which Trainer and search score answers."""
+    is_v2 = data_args.version_2_with_negative
+    path = str(METRICS / ("squad_v2" if is_v2 else "squad"))
+    metric = evaluate.load(path, cache_dir=cache_dir, keep_in_memory=True)
+    options = {"no_answer_threshold": data_args.null_score_diff_threshold} if is_v2 else {}
+
+    def compute_metrics(prediction: EvalPrediction) -> dict[str, float]:
+        return metric.compute(predictions=prediction.predictions, references=prediction.label_ids, **options)
+
+    return compute_metrics
+
+
+def main() -> None:
+    """Train, search, evaluate and predict, as the flags say."""
+    # NAS 1 of 4: more arguments, whose defaults change nothing.
+    model_args, data_args, training_args, nas = parse_arguments(ModelArguments, DataTrainingArguments)
+    apply_config(nas, model_args, metric_scale=100.0)
+    # End of NAS 1 of 4.
+    needed = needed_splits(training_args, nas)
+    set_up_logging(training_args, __name__, "data")
+    set_seed(training_args.seed)
+
+    # The same command again continues: from the last checkpoint, or with what comes after the training.
+    run = Run.begin(model_args, data_args, training_args, nas)
+    data = load_data(data_args, needed, model_args.cache_dir, model_args.token)
+    model, tokenizer = load_model(model_args, run.source)
+
+    # NAS 2 of 4: check the arguments; split the set off on which sub-networks are compared; train a super-network.
+    check_arguments(nas, model)
+    train_examples, selection_examples = data.train, None
+    if nas.needs_selection_set and data.train is not None:
+        train_examples, selection_examples = split_selection(
+            data.train, nas.search.selection_split, data_args.dataset_seed
+        )
+        selection_examples = take(selection_examples, nas.search.max_selection_samples)
+    # End of NAS 2 of 4, but for `super_network` of the trainer.
+
+    max_length = token_limit(data_args.max_seq_length, tokenizer.model_max_length, logger)
+    check_positions(model, max_length)
+    windows = WindowMaker(tokenizer, max_length, data_args.doc_stride, data_args.pad_to_max_length)
+    mapping = {
+        "num_proc": data_args.preprocessing_num_workers,
+        "load_from_cache_file": not data_args.overwrite_cache,
+        "desc": "Tokenizing",
+    }
+
+    def questions(examples: Dataset | None, limit: int | None = None, is_labelled: bool = True) -> Questions | None:
+        if examples is None:
+            return None
+        examples = take(examples, limit)
+        with training_args.main_process_first(desc="tokenizing"):
+            return Questions(examples, windows.reading_windows(examples, **mapping), data_args, is_labelled)
+
+    train_dataset = None
+    if training_args.do_train:
+        with training_args.main_process_first(desc="tokenizing"):
+            examples = take(train_examples, data_args.max_train_samples)
+            # The script of transformers takes so many examples, and then so many of their windows.
+            train_dataset = take(windows.training_windows(examples, **mapping), data_args.max_train_samples)
+    selection = questions(selection_examples)
+    validation = questions(data.validation, data_args.max_eval_samples)
+    test = questions(data.test, data_args.max_predict_samples, data.test_is_labelled)
+
+    if data_args.pad_to_max_length:
+        data_collator = default_data_collator
+    else:
+        half = training_args.fp16 or training_args.bf16
+        data_collator = DataCollatorWithPadding(tokenizer, pad_to_multiple_of=8 if half else None)
+
+    def post_process(examples: Questions, _: Dataset, logits: Any, stage: str) -> EvalPrediction:
+        return examples.answer(logits, training_args.output_dir if training_args.should_save else None, stage)
+
+    compute_metrics = metrics_of(data_args, model_args.cache_dir)
+    # NAS 3 of 4: what comes before the training of a super-network: importance, search space, stages.
+    run.claim(training_args)
+    teacher = None
+    if training_args.do_train and not run.is_trained:
+        teacher = load_teacher(nas, AutoModelForQuestionAnswering, model_args)
+    plan = plan_super_network(
+        nas,
+        training_args,
+        model,
+        lambda: load_model(model_args, model_args.model_name_or_path)[0],
+        sequence_length=max_length,
+        train_dataset=train_dataset,
+        data_collator=data_collator,
+        processing_class=tokenizer,
+        teacher=teacher,
+        distillation=nas.distillation,
+    )
+    if nas.eftnas.only_generate_importance_weight:
+        return
+    # End of NAS 3 of 4.
+
+    # A checkpoint chosen during the training of a super-network must not be chosen on the validation set either.
+    eval_questions = selection if nas.needs_selection_set else validation
+    trainer = QuestionAnsweringTrainer(
+        model=model,
+        args=training_args,
+        super_network=nas.super_network,
+        search_space=plan.search_space,
+        stages=plan.stages,
+        scores=plan.scores,
+        teacher=teacher,
+        distillation=nas.distillation,
+        data_collator=data_collator,
+        train_dataset=train_dataset,
+        eval_dataset=eval_questions.inputs if eval_questions else None,
+        eval_examples=eval_questions,
+        post_process_function=post_process,
+        compute_metrics=compute_metrics,
+        processing_class=tokenizer,
+    )
+
+    if training_args.do_train:
+        run.train(trainer)
+
+    if training_args.do_eval:
+        metrics = trainer.evaluate(validation.inputs, validation)
+        metrics["eval_samples"] = len(validation.inputs)
+        trainer.log_metrics("eval", metrics)
+        trainer.save_metrics("eval", metrics)
+
+    if training_args.do_predict:
+        metrics = trainer.predict(test.inputs, test, metric_key_prefix="predict").metrics
+        metrics["predict_samples"] = len(test.inputs)
+        trainer.log_metrics("predict", metrics)
+        trainer.save_metrics("predict", metrics)
+
+    # NAS 4 of 4: search the super-network; the validation set only measures what was found.
+    if nas.search.do_search:
+        outcome = run_search(
+            trainer,
+            nas.search,
+            config=nas.config,
+            selection_dataset=selection.scored(compute_metrics),
+            metric_name=nas.metric_name("f1"),
+            metric_scale=100.0,
+            predictions=span_logits,
+            report_datasets={"validation": validation.scored(compute_metrics)},
+            output_dir=training_args.output_dir,
+        )
+        show_search(trainer, outcome)
+    # End of NAS 4 of 4.
+
+    if training_args.do_train and not run.is_trained:
+        card = {"finetuned_from": model_args.model_name_or_path, "tasks": "question-answering"}
+        if data_args.dataset_name is not None:
+            card |= {"dataset_tags": data_args.dataset_name, "dataset": data_args.dataset_name}
+            if data_args.dataset_config_name is not None:
+                card["dataset_args"] = data_args.dataset_config_name
+        write_card(trainer, **card)
+
+
+if __name__ == "__main__":
+    main()

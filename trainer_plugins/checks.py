@@ -1,0 +1,111 @@
+"""Refuses what cannot work, before anything is tokenised or trained."""
+
+from transformers import PreTrainedModel
+
+from hf_nas.elastic import get_strategy
+from hf_nas.importance import get_importance
+from hf_nas.search import get_search_method
+from hf_nas.space import get_sampler, get_search_space
+from hf_nas.structures import describe
+from trainer_plugins.arguments import DistillationArguments, EftnasArguments, NasArguments, SearchArguments
+
+
+OBJECTIVES = ("error", "params", "macs")
+RANKINGS = ("all", "published")
+
+
+def check_arguments(nas: NasArguments, model: PreTrainedModel) -> None:
+    """Refuse arguments that cannot work.
+
+    Args:
+        nas: what is asked for.
+        model: the model that would be trained or searched.
+
+    Raises:
+        ValueError: for an unknown strategy, space, sampling, importance, objective or search method, and numbers out
+            of range.
+    """
+    _check_distillation(nas.distillation)
+    if not nas.needs_selection_set and not nas.eftnas.only_generate_importance_weight:
+        return
+    _check_super_network(nas, model)
+    _check_eftnas(nas.eftnas)
+    if nas.search.do_search:
+        _check_search(nas.search)
+    if not 0.0 < nas.search.selection_split < 1.0:
+        raise ValueError(
+            f"selection_split is {nas.search.selection_split}; choose a share between 0 and 1, such as 0.3."
+        )
+
+
+def _check_super_network(nas: NasArguments, model: PreTrainedModel) -> None:
+    arguments = nas.super_network
+    structure = describe(model)
+    if arguments.search_space != "generated" and (nas.config is None or nas.config.training is None):
+        space = get_search_space(arguments.search_space, structure)
+        get_sampler(arguments.sub_network_sampling, space, lambda sub_network: 0.0)
+    if arguments.sampling_strategy is not None:
+        get_strategy(arguments.sampling_strategy)
+    if arguments.importance not in ("none", "movement"):
+        get_importance(arguments.importance)
+    _at_least("num_random_sub_nets", arguments.num_random_sub_nets, 1)
+    _at_least("importance_batches", arguments.importance_batches, 1)
+    _in_range("temperature", arguments.temperature, 0.0, None)
+
+
+def _check_distillation(arguments: DistillationArguments) -> None:
+    if arguments.kd_mode != "original":
+        raise ValueError(
+            f"kd_mode is {arguments.kd_mode!r}, but hf-nas does not compare attention maps, which sub-networks with "
+            "fewer heads do not have; choose 'original', the logits."
+        )
+    _in_range("kd_temperature", arguments.kd_temperature, 0.0, None)
+    if not 0.0 <= arguments.kd_task_weight <= 1.0:
+        raise ValueError(f"kd_task_weight is {arguments.kd_task_weight}; choose a number from 0 to 1.")
+
+
+def _check_eftnas(arguments: EftnasArguments) -> None:
+    if arguments.unit_ranking not in RANKINGS:
+        raise ValueError(f"unit_ranking is {arguments.unit_ranking!r}; choose one of {', '.join(RANKINGS)}.")
+    if not 0 <= arguments.movement_warmup_start_epoch < arguments.movement_warmup_end_epoch:
+        raise ValueError(
+            f"movement_warmup_start_epoch is {arguments.movement_warmup_start_epoch:g} and movement_warmup_end_epoch "
+            f"{arguments.movement_warmup_end_epoch:g}; choose a start of 0 or more before the end."
+        )
+    if arguments.reorg_cache_model is not None and arguments.only_generate_importance_weight:
+        raise ValueError(
+            f"reorg_cache_model '{arguments.reorg_cache_model}' gives the importance that "
+            "only_generate_importance_weight would learn; leave out either of them."
+        )
+    _in_range("space_largest", arguments.space_largest, 0.0, None)
+    _in_range("space_smallest", arguments.space_smallest, 0.0, None)
+    _at_least("space_count", arguments.space_count, 2)
+    _at_least("space_width_multiple", arguments.space_width_multiple, 1)
+
+
+def _check_search(arguments: SearchArguments) -> None:
+    get_search_method(arguments.search_strategy, None, None)
+    _at_least("num_samples", arguments.num_samples, 1)
+    if arguments.max_selection_samples is not None:
+        _at_least("max_selection_samples", arguments.max_selection_samples, 1)
+    for name in ("max_params_ratio", "max_macs_ratio"):
+        if (value := getattr(arguments, name)) is not None:
+            _in_range(name, value, 0.0, 1.0)
+    wrong = [name for name in arguments.search_objectives if name not in OBJECTIVES]
+    names = arguments.search_objectives
+    if wrong or "error" not in names or len(names) < 2 or len(set(names)) < len(names):
+        raise ValueError(
+            f"search_objectives are {' '.join(map(repr, names))}; give error and one or both of params and macs."
+        )
+    if arguments.max_metric_drop is not None and arguments.max_metric_drop < 0:
+        raise ValueError(f"max_metric_drop is {arguments.max_metric_drop}; choose 0 or more.")
+
+
+def _at_least(name: str, value: int, lowest: int) -> None:
+    if value < lowest:
+        raise ValueError(f"{name} is {value}; choose {lowest} or more.")
+
+
+def _in_range(name: str, value: float, low: float, high: float | None) -> None:
+    if value <= low or (high is not None and value > high):
+        raise ValueError(f"{name} is {value}; choose a number above {low:g}{f' and up to {high:g}' if high else ''}.")
