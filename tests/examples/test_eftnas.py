@@ -1,0 +1,303 @@
+"""The steps of EFTNAS from flags to files: importance, space, teacher, stages, search, extraction; killed at each."""
+
+import csv
+import json
+import shutil
+import sys
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForSequenceClassification, Trainer
+
+from hf_nas import SubNetwork, describe
+from hf_nas.importance.movement import MovementScores
+from hf_nas.nncf_config import NncfConfig, nncf_space
+from hf_nas.search import SuperNetworkEvaluator, read_search_progression
+from hf_nas.space import CustomSpace
+from hf_nas.space.generated import generate_space
+from trainer_plugins import MovementSparsityTrainer, SuperNetworkTrainer, eftnas
+
+
+FLAGS = {
+    "learning_rate": 1e-2, "num_train_epochs": 2, "per_device_train_batch_size": 8, "save_strategy": "steps",
+    "save_steps": 5, "logging_steps": 1, "seed": 7, "use_cpu": True, "max_seq_length": 12, "selection_split": 0.3,
+}  # fmt: skip
+MOVEMENT = ("--movement_warmup_start_epoch", "1", "--movement_warmup_end_epoch", "2")
+# Four heads and few neurons: sizes come in large steps.
+GENERATED = (
+    "--importance",
+    "movement",
+    "--search_space",
+    "generated",
+    "--space_smallest",
+    "0.5",
+    "--space_count",
+    "3",
+)
+SEARCH = ("--do_search", "--num_samples", "5", "--search_objectives", "error", "macs", "--max_selection_samples", "16")
+
+
+@pytest.fixture(scope="module")
+def start(run_glue, tiny_model, tiny_files, tmp_path_factory):
+    """Run the text-classification script; data sets are cached in a folder that all tests share."""
+    cache = str(tmp_path_factory.mktemp("cache"))
+
+    def start(output_dir: Path, *flags: str, model: str | None = tiny_model) -> None:
+        settings = FLAGS | tiny_files | {"output_dir": output_dir, "cache_dir": cache}
+        if model is not None:
+            settings["model_name_or_path"] = model
+        arguments = [text for key, value in settings.items() for text in (f"--{key}", str(value))]
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(sys, "argv", ["run_glue.py", *arguments, *flags])
+            # On a model this small, no threshold comes nearer to a size than a fifth of it.
+            patch.setattr(eftnas, "generate_space", partial(generate_space, tolerance=0.2))
+            run_glue.main()
+
+    return start
+
+
+@pytest.fixture(scope="module")
+def teacher(start, tmp_path_factory) -> str:
+    folder = tmp_path_factory.mktemp("teacher")
+    start(folder, "--do_train", "--do_eval")
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def whole(start, teacher, tmp_path_factory) -> Path:
+    """Folder of a run that did everything."""
+    folder = tmp_path_factory.mktemp("runs") / "whole"
+    start(folder, *command(teacher))
+    return folder
+
+
+def command(teacher: str) -> tuple[str, ...]:
+    return ("--do_train", "--do_eval", "--sampling_strategy", "sandwich", "--kd_teacher_model", teacher, *MOVEMENT,
+            *GENERATED, *SEARCH)  # fmt: skip
+
+
+def weights(folder: Path | str) -> dict[str, torch.Tensor]:
+    return load_file(Path(folder) / "model.safetensors")
+
+
+def rows(path: Path) -> list[list[str]]:
+    with open(path, newline="") as file:
+        return list(csv.reader(file))
+
+
+def test_one_command_does_all_steps(whole, tiny_model) -> None:
+    model = AutoModelForSequenceClassification.from_pretrained(whole)
+    structure = describe(model)
+    scores = MovementScores.load(whole / "movement_sparsity")
+    assert len(scores.weights) == 2 * 6 and all(float(each.abs().max()) > 0 for each in scores.weights.values())
+    assert (whole / "movement_sparsity" / "structured_sparsity.csv").stat().st_size > 0
+    space = CustomSpace.load(whole / "search_space.json", structure)
+    assert space.name == "generated" and len(space.dimensions) == 4
+    assert model.config.hf_nas_reordered_by == "movement"
+    # The weights that the scores were learnt with are thrown away; the embeddings start from the pretrained ones.
+    results = json.loads((whole / "search" / "result.json").read_text())
+    assert results["objectives"] == ["error", "macs"] and len(results["trials"]) == 5
+    for trial in results["trials"]:
+        space.encode(SubNetwork.from_dict(trial["sub_network"], structure))
+    small = AutoModelForSequenceClassification.from_pretrained(whole / "extracted")
+    assert sum(p.numel() for p in small.parameters()) <= sum(p.numel() for p in model.parameters())
+
+
+def test_the_importance_alone_and_then_from_its_file(start, whole, teacher, tmp_path) -> None:
+    start(tmp_path / "importance", "--do_train", "--only_generate_importance_weight", "--selection_split", "0.3",
+          "--kd_teacher_model", teacher, "--sampling_strategy", "sandwich", *MOVEMENT)  # fmt: skip
+    assert not (tmp_path / "importance" / "model.safetensors").exists()
+    first, second = (MovementScores.load(folder / "movement_sparsity") for folder in (tmp_path / "importance", whole))
+    assert all(torch.equal(first.weights[path], second.weights[path]) for path in second.weights)
+    flags = [flag for flag in command(teacher) if flag not in MOVEMENT]
+    start(tmp_path / "trained", *flags, "--reorg_cache_model", str(tmp_path / "importance" / "movement_sparsity"))
+    assert not (tmp_path / "trained" / "movement_sparsity").exists()
+    ours, theirs = weights(tmp_path / "trained"), weights(whole)
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def killed_when(monkeypatch, owner: type, method: str, calls: int) -> None:
+    """Let a method die in its n-th call."""
+    stock, done = getattr(owner, method), []
+
+    def die(self, *args, **kwargs):
+        done.append(1)
+        if len(done) == calls:
+            raise KeyboardInterrupt
+        return stock(self, *args, **kwargs)
+
+    monkeypatch.setattr(owner, method, die)
+
+
+@pytest.mark.parametrize(
+    "owner, method, calls",
+    [
+        (MovementSparsityTrainer, "training_step", 8),
+        (MovementScores, "save", 1),
+        (CustomSpace, "save", 1),
+        (SuperNetworkTrainer, "training_step", 8),
+        (SuperNetworkEvaluator, "__call__", 3),
+    ],
+)
+def test_killed_at_any_stage_it_ends_in_the_same(start, whole, teacher, tmp_path, owner, method, calls) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        killed_when(patch, owner, method, calls)
+        with pytest.raises(KeyboardInterrupt):
+            start(tmp_path, *command(teacher))
+    start(tmp_path, *command(teacher))
+    ours, theirs = weights(tmp_path), weights(whole)
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    assert (tmp_path / "search_space.json").read_text() == (whole / "search_space.json").read_text()
+    results = [json.loads((folder / "search" / "result.json").read_text()) for folder in (tmp_path, whole)]
+    for trial in (*results[0]["trials"], *results[1]["trials"]):
+        del trial["seconds"]
+    assert results[0] == results[1]
+
+
+def test_a_trained_super_network_is_searched_in_its_generated_space(start, whole, tmp_path) -> None:
+    flags = ("--checkpoint_dir_model", str(whole), "--importance", "movement", "--search_space", "generated")
+    start(tmp_path / "out", *flags, *SEARCH, model=None)
+    first, second = (rows(folder / "search" / "evaluations.csv") for folder in (whole, tmp_path / "out"))
+    assert [row[:-1] for row in first] == [row[:-1] for row in second]
+    shutil.copytree(whole, tmp_path / "copy")
+    (tmp_path / "copy" / "search_space.json").unlink()
+    with pytest.raises(ValueError, match="has no generated space \\(search_space.json\\)"):
+        start(tmp_path / "no", *flags[2:], "--checkpoint_dir_model", str(tmp_path / "copy"), *SEARCH, model=None)
+
+
+NODE = "BertForSequenceClassification/BertModel[bert]/BertEncoder[encoder]/ModuleList[layer]/BertLayer[{}]"
+ATTENTION = NODE + "/BertAttention[attention]/BertSelfAttention[self]/NNCFLinear[{}]/linear_0"
+FEED_FORWARD = NODE + "/BertIntermediate[intermediate]/NNCFLinear[dense]/linear_0"
+
+
+def config(path: Path, **changes) -> str:
+    """A configuration for the tiny model, with a comment and a trailing comma as in the published ones."""
+    groups = [[ATTENTION.format(i, name) for name in ("query", "key", "value")] for i in range(2)]
+    groups += [[FEED_FORWARD.format(i)] for i in range(2)]
+    data = {
+        "input_info": [{"sample_size": [1, 12], "type": "long", "keyword": "input_ids"}],
+        "compression": [
+            {
+                "algorithm": "movement_sparsity",
+                "params": {
+                    "warmup_start_epoch": 1, "warmup_end_epoch": 2, "importance_regularization_factor": 0.02,
+                },
+                "sparse_structure_by_scopes": [
+                    {"mode": "block", "sparse_factors": [4, 4], "target_scopes": "{re}.*BertAttention.*"},
+                    {"mode": "per_dim", "axis": 0, "target_scopes": "{re}.*BertIntermediate.*"},
+                    {"mode": "per_dim", "axis": 1, "target_scopes": "{re}.*BertOutput.*"},
+                ],
+                "ignored_scopes": ["{re}.*NNCFEmbedding.*", "{re}.*pooler.*", "{re}.*classifier.*"],
+            }
+        ],
+        "bootstrapNAS": {
+            "training": {
+                "algorithm": "progressive_shrinking",
+                "progressivity_of_elasticity": ["width"],
+                "batchnorm_adaptation": {"num_bn_adaptation_samples": 0},
+                "schedule": {
+                    "list_stage_descriptions": [
+                        {"train_dims": ["width"], "epochs": 1, "width_indicator": 2, "init_lr": 1e-2},
+                        {"train_dims": ["width"], "epochs": 2, "width_indicator": -1, "init_lr": 5e-3},
+                    ]
+                },
+                "elasticity": {
+                    "available_elasticity_dims": ["width"],
+                    "width": {
+                        "overwrite_groups": groups,
+                        "overwrite_groups_widths": [[16, 12, 8], [16, 4], [32, 20, 9], [32, 11]],
+                    },
+                },
+            },
+            "search": {
+                "algorithm": "NSGA2", "num_evals": 6, "population": 3, "acc_delta": 20, "ref_acc": -1,
+                "batchnorm_adaptation": {"num_bn_adaptation_samples": 0}, "eval_metric_name": "eval_accuracy",
+            },
+        },
+    }  # fmt: skip
+    for key, value in changes.items():
+        section, name = key.split("__")
+        data["bootstrapNAS"][section][name] = value
+    text = json.dumps(data, indent=1)
+    path.write_text("// for the tests\n" + text[:-2] + ",\n}")
+    return str(path)
+
+
+def test_a_configuration_drives_the_published_command(start, teacher, tmp_path) -> None:
+    path = config(tmp_path / "config.json")
+    start(tmp_path / "out", "--do_train", "--do_eval", "--do_search", "--nncf_config", path, "--kd_teacher_model",
+          teacher, "--save_strategy", "no", "--max_selection_samples", "16")  # fmt: skip
+    state = json.loads((tmp_path / "out" / "trainer_state.json").read_text())
+    steps = -(-45 // 8)  # of 64 texts, 19 are held out
+    assert state["global_step"] == 3 * steps
+    rates = [entry["learning_rate"] for entry in state["log_history"] if "loss" in entry]
+    assert rates[0] == pytest.approx(1e-2) and rates[steps] == pytest.approx(5e-3) and rates[-1] < 5e-4
+    assert MovementScores.load(tmp_path / "out" / "movement_sparsity").factors(
+        "bert.encoder.layer.0.attention.self.query"
+    ) == (4, 4)
+    model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out")
+    structure = describe(model)
+    result = json.loads((tmp_path / "out" / "search" / "result.json").read_text())
+    assert result["method"] == "nsga2" and result["space"] == "nncf" and len(result["trials"]) == 6
+    assert result["objectives"] == ["error", "macs"]
+    progression = rows(tmp_path / "out" / "search" / "search_progression.csv")
+    assert len(progression) == 6 and all(row[1] == "MACs" and row[3] == "top1_acc" for row in progression)
+    cache = rows(tmp_path / "out" / "search" / "cache_MACs.csv")
+    assert cache[0][0].startswith("(") and float(cache[0][1]) == float(progression[0][2])
+    front = json.loads((tmp_path / "out" / "search" / "front.json").read_text())
+    assert front
+    # The fewest MACs among those that lose less than 20 points of the largest.
+    metrics = [trial["metrics"]["accuracy"] for trial in result["trials"]]
+    largest = metrics[0]
+    near = [trial for trial in result["trials"] if trial["metrics"]["accuracy"] > largest - 0.2]
+    best = min(near, key=lambda trial: trial["costs"][1])
+    chosen = SubNetwork.load(tmp_path / "out" / "extracted", structure)
+    assert chosen == SubNetwork.from_dict(best["sub_network"], structure)
+    groups = eftnas.old_groups(nncf_space(NncfConfig.load(path), model))
+    read = read_search_progression(tmp_path / "out" / "search" / "search_progression.csv", groups)
+    assert [trial.sub_network.to_dict() for trial in read.trials] == [t["sub_network"] for t in result["trials"]]
+
+
+def test_flags_win_over_the_configuration(start, tmp_path) -> None:
+    path = config(tmp_path / "config.json")
+    start(tmp_path / "out", "--do_train", "--do_search", "--nncf_config", path, "--num_samples", "4",
+          "--importance", "magnitude", "--max_macs_ratio", "0.9", "--max_selection_samples", "16")  # fmt: skip
+    result = json.loads((tmp_path / "out" / "search" / "result.json").read_text())
+    assert len(result["trials"]) == 4
+
+
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        (("--nncf_config", "nowhere.json"), "nowhere.json"),
+        (("--nncf_compat",), "nncf_compat is True, but there is no configuration"),
+        (("--kd_mode", "self_attention_distillation"), "kd_mode is 'self_attention_distillation'"),
+        (("--kd_temperature", "0"), "kd_temperature is 0"),
+        (("--reorg_cache_model", "nowhere", "--importance", "movement"), "nowhere"),
+        (("--unit_ranking", "best"), "unit_ranking is 'best'; choose one of all, published"),
+        (("--movement_warmup_end_epoch", "0.5"), "movement_warmup_start_epoch is 1"),
+        (("--movement_num_train_epochs", "2", "--importance", "movement"), "num_train_epochs is 2, but the warm-up"),
+        (
+            ("--do_search", "--search_objectives", "error", "speed"),
+            "search_objectives are 'error' 'speed'; give error",
+        ),
+        (("--do_search", "--search_objectives", "error"), "give error and one or both of params and macs"),
+        (("--do_search", "--max_metric_drop", "-1"), "max_metric_drop is -1"),
+    ],
+)
+def test_refused_before_training(start, tmp_path, monkeypatch, flags, message) -> None:
+    monkeypatch.setattr(Trainer, "train", None)  # what is refused is refused before this is called
+    with pytest.raises(ValueError, match=message):
+        start(tmp_path, "--do_train", "--sampling_strategy", "sandwich", *flags)
+
+
+def test_teachers_that_cannot_teach_are_refused(start, tiny_model, tmp_path) -> None:
+    flags = ("--do_train", "--kd_teacher_model")
+    with pytest.raises(ValueError, match="has no weights for 'classifier.bias'"):
+        start(tmp_path / "a", *flags, tiny_model)
+    AutoModelForSequenceClassification.from_pretrained(tiny_model, num_labels=5).save_pretrained(tmp_path / "five")
+    with pytest.raises(ValueError, match="The teacher knows 5 labels and the model 2"):
+        start(tmp_path / "b", *flags, str(tmp_path / "five"))
