@@ -116,6 +116,10 @@ class EftnasArguments:
     )
     space_smallest: float = field(default=0.4, metadata={"help": "Smallest size in a generated space."})
     space_count: int = field(default=5, metadata={"help": "Sizes from which a space is generated."})
+    space_tolerance: float = field(
+        default=0.01,
+        metadata={"help": "How far these sizes may be off; small models with few heads need more than the default."},
+    )
     space_width_multiple: int = field(
         default=1, metadata={"help": "Round numbers of neurons in a generated space up to a multiple of this."}
     )

@@ -79,6 +79,7 @@ def _check_eftnas(arguments: EftnasArguments) -> None:
         )
     _in_range("space_largest", arguments.space_largest, 0.0, None)
     _in_range("space_smallest", arguments.space_smallest, 0.0, None)
+    _in_range("space_tolerance", arguments.space_tolerance, 0.0, None)
     _at_least("space_count", arguments.space_count, 2)
     _at_least("space_width_multiple", arguments.space_width_multiple, 1)
 

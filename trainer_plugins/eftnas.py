@@ -226,6 +226,7 @@ def _generated(
         largest=eftnas.space_largest,
         smallest=eftnas.space_smallest,
         count=eftnas.space_count,
+        tolerance=eftnas.space_tolerance,
         width_multiple=eftnas.space_width_multiple,
     )
     generated.space.save(folder / SPACE_FILE)

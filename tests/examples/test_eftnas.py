@@ -4,7 +4,6 @@ import csv
 import json
 import shutil
 import sys
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -17,7 +16,6 @@ from hf_nas.importance.movement import MovementScores
 from hf_nas.nncf_config import NncfConfig, nncf_space
 from hf_nas.search import SuperNetworkEvaluator, read_search_progression
 from hf_nas.space import CustomSpace
-from hf_nas.space.generated import generate_space
 from trainer_plugins import MovementSparsityTrainer, SuperNetworkTrainer, eftnas
 
 
@@ -28,6 +26,8 @@ FLAGS = {
 MOVEMENT = ("--movement_warmup_start_epoch", "1", "--movement_warmup_end_epoch", "2")
 # Four heads and few neurons: sizes come in large steps.
 GENERATED = (
+    "--space_tolerance",
+    "0.2",
     "--importance",
     "movement",
     "--search_space",
@@ -52,8 +52,6 @@ def start(run_glue, tiny_model, tiny_files, tmp_path_factory):
         arguments = [text for key, value in settings.items() for text in (f"--{key}", str(value))]
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(sys, "argv", ["run_glue.py", *arguments, *flags])
-            # On a model this small, no threshold comes nearer to a size than a fifth of it.
-            patch.setattr(eftnas, "generate_space", partial(generate_space, tolerance=0.2))
             run_glue.main()
 
     return start

@@ -1,0 +1,30 @@
+#!/usr/bin/env bash
+# EFTNAS on MRPC, step by step: teacher, importance, search space, super-network, search, extraction.
+#
+#   eftnas_mrpc.sh MODEL DATA_DIR OUTPUT_DIR [FLAGS...]
+#
+# MODEL is a pretrained model, DATA_DIR a folder with train.parquet and validation.parquet; FLAGS are added to every
+# step and win, e.g. --seed 1. What is finished is not done again, so a killed run continues with the same command.
+# The settings are for all-MiniLM-L6-v2.
+set -euo pipefail
+model=$1 data=$2 output=$3
+shift 3
+script="$(dirname "${BASH_SOURCE[0]}")/run_glue.py"
+common=(--task_name mrpc --data_dir "$data" --model_name_or_path "$model" --do_train --pad_to_max_length False
+  --per_device_train_batch_size 16 --per_device_eval_batch_size 64 --learning_rate 1e-4 --warmup_steps 0.06
+  --weight_decay 0.01 --train_sampling_strategy group_by_length --save_strategy epoch --save_total_limit 1
+  --logging_steps 20)
+
+python "$script" "${common[@]}" --do_eval --num_train_epochs 4 --output_dir "$output/teacher" "$@"
+
+python "$script" "${common[@]}" --only_generate_importance_weight --selection_split 0.15 \
+  --movement_warmup_start_epoch 1 --movement_warmup_end_epoch 4 --output_dir "$output/importance" "$@"
+
+python "$script" "${common[@]}" --do_eval --do_search --sampling_strategy sandwich \
+  --importance movement --reorg_cache_model "$output/importance/movement_sparsity" \
+  --search_space generated --space_smallest 0.35 --space_count 5 \
+  --kd_teacher_model "$output/teacher" --num_train_epochs 12 \
+  --search_strategy nsga2 --num_samples 60 --search_objectives error macs --max_macs_ratio 0.5 \
+  --output_dir "$output/super_network" "$@"
+
+echo "The extracted model is in $output/super_network/extracted."
