@@ -11,7 +11,7 @@ from trainer_plugins.arguments import DistillationArguments, EftnasArguments, Na
 
 
 OBJECTIVES = ("error", "params", "macs")
-RANKINGS = ("all", "published")
+RANKINGS = ("all", "kept", "published")
 
 
 def check_arguments(nas: NasArguments, model: PreTrainedModel) -> None:

@@ -275,7 +275,7 @@ def test_flags_win_over_the_configuration(start, tmp_path) -> None:
         (("--kd_mode", "self_attention_distillation"), "kd_mode is 'self_attention_distillation'"),
         (("--kd_temperature", "0"), "kd_temperature is 0"),
         (("--reorg_cache_model", "nowhere", "--importance", "movement"), "nowhere"),
-        (("--unit_ranking", "best"), "unit_ranking is 'best'; choose one of all, published"),
+        (("--unit_ranking", "best"), "unit_ranking is 'best'; choose one of all, kept, published"),
         (("--movement_warmup_end_epoch", "0.5"), "movement_warmup_start_epoch is 1"),
         (("--movement_num_train_epochs", "2", "--importance", "movement"), "num_train_epochs is 2, but the warm-up"),
         (

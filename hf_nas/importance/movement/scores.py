@@ -16,7 +16,7 @@ from hf_nas.structures import ModelStructure, describe
 
 __all__ = ["MovementScores", "keep_thresholds", "unit_scores"]
 
-_RANKINGS = ("published", "all")
+_RANKINGS = ("published", "all", "kept")
 
 
 @dataclass(frozen=True)
@@ -148,13 +148,14 @@ class MovementScores:
 def unit_scores(
     scores: MovementScores, structure: ModelStructure, ranking: str = "published"
 ) -> dict[str, torch.Tensor]:
-    """The importance of units: sums of the scores of all their weights.
+    """The importance of units, from the scores of their weights.
 
     Args:
         scores: of the weights and biases.
         structure: of the model.
         ranking: `"published"` (EFTNAS) adds up the rows of the layers that write a unit; `"all"` also the columns of
-            the layer that reads it, and the biases.
+            the layer that reads it, and the biases; `"kept"` takes the threshold from which on a unit is gone (see
+            [`keep_thresholds`]), so that the first units of a reordered model are those that a generated space keeps.
 
     Returns:
         By name of the sub-layer, in double precision, shape `(units,)`, ready for `hf_nas.importance.reorder`.
@@ -164,6 +165,8 @@ def unit_scores(
     """
     if ranking not in _RANKINGS:
         raise ValueError(f"The ranking {ranking!r} is not known; choose from {', '.join(map(repr, _RANKINGS))}.")
+    if ranking == "kept":
+        return {name: thresholds.double() for name, thresholds in keep_thresholds(scores, structure).items()}
     totals = {}
     for group in scores.groups(structure):
         total = torch.zeros(group.sub_layer.units, dtype=torch.float64)

@@ -200,7 +200,7 @@ def test_unit_scores_by_hand() -> None:
         wanted += 16 * scores.weights[f"{layer}.output.dense"][0, unit].double()
         torch.testing.assert_close(everything["encoder.1.feed_forward"][unit], wanted)
     assert published["encoder.1.attention"].dtype == torch.float64
-    with pytest.raises(ValueError, match="ranking 'best' is not known; choose from 'published', 'all'"):
+    with pytest.raises(ValueError, match="ranking 'best' is not known; choose from 'published', 'all', 'kept'"):
         unit_scores(scores, structure, "best")
 
 
@@ -213,7 +213,7 @@ def test_unit_scores_add_the_query_heads_of_a_group() -> None:
     torch.testing.assert_close(unit, wanted)
 
 
-@pytest.mark.parametrize("ranking", ["published", "all"])
+@pytest.mark.parametrize("ranking", ["published", "all", "kept"])
 @pytest.mark.parametrize("name", NAMES)
 def test_reordering_keeps_the_function_and_is_done_once(name: str, ranking: str) -> None:
     model = zoo.build(name)
@@ -264,3 +264,14 @@ def test_keep_thresholds_of_blocks_across_heads_and_biases_without_weights() -> 
     for threshold in (-0.02, 0.0, 0.02, 0.03, 0.04, 0.5):
         kept = kept_units(scores.masks(threshold), structure)
         assert all(torch.equal(kept[key], solved[key] > threshold) for key in kept), threshold
+
+
+@pytest.mark.parametrize("name", ["bert", "llama", "bart"])
+def test_the_first_units_by_what_is_kept_are_those_that_a_threshold_keeps(name: str) -> None:
+    model = zoo.build(name)
+    structure = describe(model)
+    scores = random_scores(model)
+    order = {key: score.argsort(descending=True) for key, score in unit_scores(scores, structure, "kept").items()}
+    for threshold in (-0.01, 0.0, 0.01, 0.015):
+        for key, kept in kept_units(scores.masks(threshold), structure).items():
+            assert set(order[key][: int(kept.sum())].tolist()) == set(kept.nonzero().flatten().tolist())
