@@ -198,7 +198,10 @@ def test_a_strategy_of_ones_own(tmp_path) -> None:
         ({"sampling_strategy": "sandwhich"}, "Unknown sampling strategy 'sandwhich'; choose one of standard, random"),
         ({"sampling_strategy": "sandwich", "search_space": "huge"}, "huge"),
         ({"sampling_strategy": "sandwich", "sub_network_sampling": "often"}, "often"),
-        ({"sampling_strategy": "sandwich", "importance": "luck"}, "Unknown importance 'luck'; choose none, movement or one of"),
+        (
+            {"sampling_strategy": "sandwich", "importance": "luck"},
+            "Unknown importance 'luck'; choose none, movement or one of",
+        ),
     ],
 )
 def test_unknown_names_are_refused_at_once(arguments: dict, message: str, tmp_path) -> None:
