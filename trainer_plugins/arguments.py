@@ -108,8 +108,8 @@ class EftnasArguments:
         default="all",
         metadata={
             "help": "What of the movement scores orders the units: all of them; kept (the threshold up to which a "
-            "unit stays); or published (those of query, key and value or of the first feed-forward projection, without "
-            "biases)."
+            "unit stays); or published (those of query, key and value or of the first feed-forward projection, "
+            "without biases)."
         },
     )
     space_largest: float = field(
