@@ -162,7 +162,7 @@ def plan_super_network(
         scores = unit_scores(movement, describe(model), ranking=nas.eftnas.unit_ranking)
     if nas.super_network.search_space == "generated":
         length = sequence_length if nas.config is None else nas.config.sequence_length
-        space = _generated(nas.eftnas, movement, model, length, folder)
+        space = _generated(nas.eftnas, movement, model, length, folder if arguments.should_save else None)
         return SuperNetworkPlan(space, _stages(nas, model, space), scores)
     return SuperNetworkPlan(None, _stages(nas, model, None), scores)
 
@@ -217,7 +217,7 @@ def _movement_scores(
 
 
 def _generated(
-    eftnas: EftnasArguments, movement: MovementScores, model: PreTrainedModel, sequence_length: int, folder: Path
+    eftnas: EftnasArguments, movement: MovementScores, model: PreTrainedModel, sequence_length: int, folder: Path | None
 ) -> SearchSpace:
     generated = generate_space(
         movement,
@@ -229,7 +229,8 @@ def _generated(
         tolerance=eftnas.space_tolerance,
         width_multiple=eftnas.space_width_multiple,
     )
-    generated.space.save(folder / SPACE_FILE)
+    if folder is not None:
+        generated.space.save(folder / SPACE_FILE)
     for network in generated.networks:
         logger.info("Generated space: %d MACs above the threshold %g.", network.macs, network.threshold)
     return generated.space
