@@ -1,11 +1,11 @@
-"""The command `hf-nas`: describe and generate search spaces, and extract sub-networks, without a training script."""
+"""The command `hf-nas`: search spaces, extraction and profiles, without a training script."""
 
 import argparse
 import logging
 import sys
 from collections.abc import Sequence
 
-from hf_nas.cli import extract, generate, space
+from hf_nas.cli import extract, generate, profile, space
 
 
 __all__ = ["main"]
@@ -42,4 +42,5 @@ def _parser() -> argparse.ArgumentParser:
     space.add_parser(space_commands)
     generate.add_parser(space_commands)
     extract.add_parser(commands)
+    profile.add_parser(commands)
     return parser
