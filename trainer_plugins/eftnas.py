@@ -217,7 +217,11 @@ def _movement_scores(
 
 
 def _generated(
-    eftnas: EftnasArguments, movement: MovementScores, model: PreTrainedModel, sequence_length: int, folder: Path | None
+    eftnas: EftnasArguments,
+    movement: MovementScores,
+    model: PreTrainedModel,
+    sequence_length: int,
+    folder: Path | None,
 ) -> SearchSpace:
     generated = generate_space(
         movement,
