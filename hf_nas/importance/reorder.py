@@ -21,7 +21,8 @@ def _permute(parameter: torch.Tensor | None, positions: torch.Tensor, dim: int, 
     if parameter is None:
         return
     moments = [each for each in state.get(parameter, {}).values() if isinstance(each, torch.Tensor)]
-    for tensor in (parameter.data, *(moment for moment in moments if moment.shape == parameter.shape)):
+    # Not through `.data`, by which what was computed with these weights could not tell that they changed.
+    for tensor in (parameter.detach(), *(moment for moment in moments if moment.shape == parameter.shape)):
         tensor.copy_(tensor.index_select(dim, positions.to(tensor.device)))
 
 
