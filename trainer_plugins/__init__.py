@@ -14,6 +14,7 @@ from trainer_plugins.movement_trainer import MovementSparsityCallback, MovementS
 from trainer_plugins.question_answering import QuestionAnsweringTrainer
 from trainer_plugins.search import ScoredRows, SearchOutcome, run_search
 from trainer_plugins.staged_training import StagedTraining
+from trainer_plugins.standard_nas import run_standard_nas
 from trainer_plugins.super_network_trainer import SuperNetworkTrainer
 
 
@@ -37,4 +38,5 @@ __all__ = [
     "learn_importance",
     "plan_super_network",
     "run_search",
+    "run_standard_nas",
 ]

@@ -4,43 +4,60 @@ from transformers import PreTrainedModel
 
 from hf_nas.elastic import get_strategy
 from hf_nas.importance import get_importance
-from hf_nas.search import get_search_method
-from hf_nas.space import get_sampler, get_search_space
+from hf_nas.profiling import MemoryTable, SizeTable, example_inputs
+from hf_nas.search import (
+    ObjectiveSources,
+    Racing,
+    check_constraints,
+    error_objective,
+    get_constraints,
+    get_search_method,
+    known_objectives,
+)
+from hf_nas.space import SearchSpace, get_sampler, get_search_space
 from hf_nas.structures import describe
 from trainer_plugins.arguments import DistillationArguments, EftnasArguments, NasArguments, SearchArguments
 
 
-OBJECTIVES = ("error", "params", "macs")
+NAS_TYPES = ("weight_sharing", "standard")
 RANKINGS = ("all", "kept", "published")
 
 
-def check_arguments(nas: NasArguments, model: PreTrainedModel) -> None:
+def check_arguments(
+    nas: NasArguments, model: PreTrainedModel, *, metric_name: str | None = None, greater_is_better: bool = True
+) -> None:
     """Refuse arguments that cannot work.
 
     Args:
         nas: what is asked for.
         model: the model that would be trained or searched.
+        metric_name: by which sub-networks are compared; without it, what depends on it is refused by the search.
+        greater_is_better: whether a larger one is better.
 
     Raises:
-        ValueError: for an unknown strategy, space, sampling, importance, objective or search method, and numbers out
-            of range.
+        ValueError: for an unknown strategy, space, sampling, importance, objective or search method, numbers out of
+            range, and what the model cannot be searched by.
     """
     _check_distillation(nas.distillation)
     if not nas.needs_selection_set and not nas.eftnas.only_generate_importance_weight:
         return
-    _check_super_network(nas, model)
+    space = _check_super_network(nas, model)
     _check_eftnas(nas.eftnas)
     if nas.search.do_search:
         _check_search(nas.search)
+        _check_race(nas.search, metric_name, greater_is_better)
+        _check_measures(nas.search, model, space)
     if not 0.0 < nas.search.selection_split < 1.0:
         raise ValueError(
             f"selection_split is {nas.search.selection_split}; choose a share between 0 and 1, such as 0.3."
         )
 
 
-def _check_super_network(nas: NasArguments, model: PreTrainedModel) -> None:
+def _check_super_network(nas: NasArguments, model: PreTrainedModel) -> SearchSpace | None:
+    """The search space, if it is known before the training."""
     arguments = nas.super_network
     structure = describe(model)
+    space = None
     if arguments.search_space != "generated" and (nas.config is None or nas.config.training is None):
         space = get_search_space(arguments.search_space, structure)
         get_sampler(arguments.sub_network_sampling, space, lambda sub_network: 0.0)
@@ -51,6 +68,7 @@ def _check_super_network(nas: NasArguments, model: PreTrainedModel) -> None:
     _at_least("num_random_sub_nets", arguments.num_random_sub_nets, 1)
     _at_least("importance_batches", arguments.importance_batches, 1)
     _in_range("temperature", arguments.temperature, 0.0, None)
+    return space
 
 
 def _check_distillation(arguments: DistillationArguments) -> None:
@@ -85,21 +103,60 @@ def _check_eftnas(arguments: EftnasArguments) -> None:
 
 
 def _check_search(arguments: SearchArguments) -> None:
+    if arguments.nas_type not in NAS_TYPES:
+        raise ValueError(f"nas_type is {arguments.nas_type!r}; choose one of {', '.join(NAS_TYPES)}.")
+    if arguments.search_strategy == "moasha" and arguments.nas_type != "standard":
+        raise ValueError(
+            f"search_strategy is 'moasha', which stops trainings early, but with nas_type {arguments.nas_type!r} no "
+            "candidate is trained; add --nas_type standard, or choose another search method."
+        )
     get_search_method(arguments.search_strategy, None, None)
-    _at_least("num_samples", arguments.num_samples, 1)
+    if arguments.num_samples is not None:
+        _at_least("num_samples", arguments.num_samples, 1)
+    if arguments.runtime is not None:
+        _in_range("runtime", arguments.runtime, 0.0, None)
+    _at_least("latency_batch_size", arguments.latency_batch_size, 1)
     if arguments.max_selection_samples is not None:
         _at_least("max_selection_samples", arguments.max_selection_samples, 1)
-    for name in ("max_params_ratio", "max_macs_ratio"):
+    for name in ("max_params_ratio", "max_macs_ratio", "max_latency_ratio"):
         if (value := getattr(arguments, name)) is not None:
             _in_range(name, value, 0.0, 1.0)
-    wrong = [name for name in arguments.search_objectives if name not in OBJECTIVES]
-    names = arguments.search_objectives
+    names, known = arguments.search_objectives, known_objectives()
+    wrong = [name for name in names if name not in known]
     if wrong or "error" not in names or len(names) < 2 or len(set(names)) < len(names):
         raise ValueError(
-            f"search_objectives are {' '.join(map(repr, names))}; give error and one or both of params and macs."
+            f"search_objectives are {' '.join(map(repr, names))}; give error and one or more of "
+            f"{', '.join(name for name in known if name != 'error')}, each once."
         )
     if arguments.max_metric_drop is not None and arguments.max_metric_drop < 0:
         raise ValueError(f"max_metric_drop is {arguments.max_metric_drop}; choose 0 or more.")
+
+
+def _check_race(arguments: SearchArguments, metric_name: str | None, greater_is_better: bool) -> None:
+    if not arguments.race:
+        return
+    if arguments.nas_type == "standard":
+        raise ValueError(
+            "race is True, which gives up evaluations early, but with nas_type 'standard' it is the training that "
+            "takes long; leave out --race, or choose the search strategy moasha."
+        )
+    if metric_name is not None:
+        Racing(metric=metric_name)
+        if not greater_is_better:
+            raise ValueError(f"race is True, but of {metric_name!r} less is better; leave out --race.")
+
+
+def _check_measures(arguments: SearchArguments, model: PreTrainedModel, space: SearchSpace | None) -> None:
+    """Refuse what this model cannot be measured by, and a limit that its search space cannot keep."""
+    objectives = arguments.search_objectives
+    if "latency" in objectives or arguments.max_latency_ratio is not None:
+        example_inputs(model, arguments.latency_batch_size, 1)
+    if "memory" in objectives:
+        # As little as says whether it can be done: passes over one token.
+        MemoryTable(model, 1, 1, widths=2)
+    if space is not None:
+        sources = ObjectiveSources(error_objective(""), SizeTable(model), 1)
+        check_constraints(get_constraints({"params": arguments.max_params_ratio}, sources), space.smallest)
 
 
 def _at_least(name: str, value: int, lowest: int) -> None:

@@ -3,6 +3,7 @@
 import logging
 import os
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from trainer_plugins.arguments import (
     SearchArguments,
     SuperNetworkArguments,
 )
+from trainer_plugins.checks import NAS_TYPES
 from trainer_plugins.search import SearchOutcome
 
 
@@ -127,13 +129,25 @@ def parse_arguments(model_arguments: type, data_arguments: type) -> tuple:
     return *parsed[:3], NasArguments(*parsed[3:])
 
 
-def needed_splits(training: TrainingArguments, nas: NasArguments) -> list[str]:
+def needed_splits(
+    training: TrainingArguments, nas: NasArguments, nas_types: Sequence[str] = ("weight_sharing",)
+) -> list[str]:
     """What the run cannot do without, of train, validation and test; refuses flags that contradict each other.
+
+    Args:
+        training: the arguments of Trainer.
+        nas: all others.
+        nas_types: values of `--nas_type` that the script can do.
 
     Raises:
         ValueError: if there is nothing to do, or nothing to search.
     """
     search = nas.search
+    if search.do_search and search.nas_type in NAS_TYPES and search.nas_type not in nas_types:
+        raise ValueError(f"--nas_type {search.nas_type} is not for this task; choose {' or '.join(nas_types)}.")
+    if is_standard_nas(nas):
+        _check_standard_nas(training, nas)
+        return ["train", "validation"]
     if nas.eftnas.only_generate_importance_weight and not training.do_train:
         raise ValueError("--only_generate_importance_weight learns the importance in a training; add --do_train.")
     if not (training.do_train or training.do_eval or training.do_predict or search.do_search):
@@ -155,6 +169,28 @@ def needed_splits(training: TrainingArguments, nas: NasArguments) -> list[str]:
         "test": training.do_predict,
     }
     return [role for role, is_needed in needed.items() if is_needed]
+
+
+def is_standard_nas(nas: NasArguments) -> bool:
+    """Whether a search fine-tunes every candidate on its own, so that there is no training before it."""
+    return nas.search.do_search and nas.search.nas_type == "standard"
+
+
+def _check_standard_nas(training: TrainingArguments, nas: NasArguments) -> None:
+    """Refuse the flags of what standard NAS has not: a super-network, or a model before the search."""
+    given = {
+        "--do_train": (training.do_train, "every candidate is trained in the search"),
+        "--do_predict": (training.do_predict, "there is a trained model only after the search, in extracted/"),
+        "--nncf_config": (nas.config is not None, "there is no super-network"),
+        "--sampling_strategy": (nas.is_elastic, "there is no super-network"),
+        "--checkpoint_dir_model": (nas.search.checkpoint_dir_model is not None, "there is no super-network"),
+        "--only_generate_importance_weight": (nas.eftnas.only_generate_importance_weight, "there is a search"),
+        "--search_space generated": (nas.super_network.search_space == "generated", "no importance is learnt"),
+        "--importance movement": (nas.super_network.importance == "movement", "no importance is learnt"),
+    }
+    for flag, (is_given, reason) in given.items():
+        if is_given:
+            raise ValueError(f"With --nas_type standard {reason}; leave out {flag}.")
 
 
 def set_up_logging(training_args: TrainingArguments, *modules: str) -> None:

@@ -132,10 +132,15 @@ class SuperNetworkTrainer(DistillingTrainer):
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any):
         """Train; units are first put in order of importance, unless the checkpoint or the model already is."""
         if self.strategy is not None and not resume_from_checkpoint:
-            self._reorder()
+            self.reorder_units()
         return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
 
-    def _reorder(self) -> None:
+    def reorder_units(self) -> None:
+        """Put the units of the model in order of importance, unless they are; [`train`] does it by itself.
+
+        Raises:
+            ValueError: if scores are given to a model whose units were put in another order before.
+        """
         name = self.super_network_arguments.importance
         done = getattr(self.model.config, "hf_nas_reordered_by", None)
         if name == "none" or done == name:

@@ -163,7 +163,7 @@ def main() -> None:
     model, tokenizer = load_model(model_args, run.source)
 
     # NAS 2 of 4: check the arguments; split the set off on which sub-networks are compared; train a super-network.
-    check_arguments(nas, model)
+    check_arguments(nas, model, metric_name=nas.metric_name("f1"))
     train_examples, selection_examples = data.train, None
     if nas.needs_selection_set and data.train is not None:
         train_examples, selection_examples = split_selection(

@@ -2,10 +2,12 @@
 
 The flags are those of the script of the same name in transformers, and without others this does the same. With
 `--sampling_strategy` a super-network is trained instead; `--do_search` searches it and hands over a smaller model.
+With `--do_search --nas_type standard` no super-network is trained, but every candidate of the search for itself.
 """
 
 import logging
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import datasets
@@ -27,9 +29,17 @@ from transformers.utils import check_min_version
 from arguments import DataTrainingArguments, ModelArguments
 from data import TextData, label_order, load_data, split_selection, tokenize
 from demo import answer, demo_model
-from trainer_plugins import SuperNetworkTrainer, apply_config, check_arguments, plan_super_network, run_search
+from trainer_plugins import (
+    SuperNetworkTrainer,
+    apply_config,
+    check_arguments,
+    plan_super_network,
+    run_search,
+    run_standard_nas,
+)
 from trainer_plugins.run_state import Run
 from trainer_plugins.scripts import (
+    is_standard_nas,
     load_teacher,
     needed_splits,
     parse_arguments,
@@ -110,8 +120,9 @@ def main() -> None:
     # NAS 1 of 4: more arguments, whose defaults change nothing.
     model_args, data_args, training_args, nas = parse_arguments(ModelArguments, DataTrainingArguments)
     apply_config(nas, model_args)
+    needed = needed_splits(training_args, nas, ("weight_sharing", "standard"))
+    trains_candidates = is_standard_nas(nas)
     # End of NAS 1 of 4.
-    needed = needed_splits(training_args, nas)
     if data_args.demo and model_args.model_name_or_path is None:
         model_args.model_name_or_path = demo_model()
     set_up_logging(training_args, __name__, "demo")
@@ -123,7 +134,8 @@ def main() -> None:
     model, tokenizer, order = load_model(model_args, run.source, data)
 
     # NAS 2 of 4: check the arguments; split the set off on which sub-networks are compared; train a super-network.
-    check_arguments(nas, model)
+    metric_name = nas.metric_name(data.search_metric)
+    check_arguments(nas, model, metric_name=metric_name, greater_is_better=data.greater_is_better)
     train_dataset, selection_dataset = data.train, None
     if nas.needs_selection_set and data.train is not None:
         train_dataset, selection_dataset = split_selection(
@@ -148,7 +160,8 @@ def main() -> None:
                 data_args.overwrite_cache,
             )
 
-    train_dataset = prepare(train_dataset, data_args.max_train_samples) if training_args.do_train else None
+    trains = training_args.do_train or trains_candidates
+    train_dataset = prepare(train_dataset, data_args.max_train_samples) if trains else None
     selection_dataset = prepare(selection_dataset, None)
     validation_datasets = {name: prepare(each, data_args.max_eval_samples) for name, each in data.validation.items()}
     test_datasets = {name: prepare(each, data_args.max_predict_samples) for name, each in data.test.items()}
@@ -162,7 +175,7 @@ def main() -> None:
     # NAS 3 of 4: what comes before the training of a super-network: importance, search space, stages.
     run.claim(training_args)
     teacher = None
-    if training_args.do_train and not run.is_trained:
+    if trains and not run.is_trained:
         teacher = load_teacher(nas, AutoModelForSequenceClassification, model_args)
     plan = plan_super_network(
         nas,
@@ -201,7 +214,10 @@ def main() -> None:
     if training_args.do_train:
         run.train(trainer)
 
-    if training_args.do_eval:
+    if trains_candidates:
+        if training_args.do_eval:
+            logger.info("Before the search no model is trained; --do_eval measures the chosen one after it.")
+    elif training_args.do_eval:
         combined = {}
         for name, dataset in validation_datasets.items():
             metrics = trainer.evaluate(eval_dataset=dataset)
@@ -215,15 +231,15 @@ def main() -> None:
     if training_args.do_predict:
         predict(trainer, data, test_datasets, training_args.output_dir, data_args.task_name)
 
-    # NAS 4 of 4: search the super-network; the validation set only measures what was found.
+    # NAS 4 of 4: search; the validation set only measures what was found.
     if nas.search.do_search:
-        outcome = run_search(
+        search = run_standard_nas if trains_candidates else partial(run_search, config=nas.config)
+        outcome = search(
             trainer,
             nas.search,
-            config=nas.config,
             selection_dataset=selection_dataset,
             compute_metrics=compute_metrics,
-            metric_name=nas.metric_name(data.search_metric),
+            metric_name=metric_name,
             greater_is_better=data.greater_is_better,
             report_datasets=validation_datasets,
             output_dir=training_args.output_dir,

@@ -1,16 +1,19 @@
-"""The command `hf-nas`: search spaces, extraction and profiles, without a training script."""
+"""The command `hf-nas`: search spaces, searches, extraction and profiles, without a training script."""
 
 import argparse
 import logging
 import sys
 from collections.abc import Sequence
 
-from hf_nas.cli import extract, generate, profile, space
+from hf_nas.cli import extract, front, generate, profile, search, space
+from hf_nas.search import SearchFailed
 
 
 __all__ = ["main"]
 
 logger = logging.getLogger(__name__)
+
+_FAILED, _REFUSED, _INTERRUPTED = 1, 2, 130
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -20,7 +23,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: its arguments; None: those of the process.
 
     Returns:
-        The exit status: 0, or 2 where the arguments or files were refused, which one line on stderr then explains.
+        The exit status: 0; 1 where a search failed; 2 where the arguments or files were refused; 130 where it was
+        interrupted. One line on stderr explains what is not 0.
     """
     arguments = _parser().parse_args(argv)
     logging.basicConfig(format="%(levelname)s: %(message)s", stream=sys.stderr)
@@ -28,10 +32,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         arguments.run(arguments)
     except (ValueError, OSError) as error:
-        logger.debug("The command was refused.", exc_info=True)
-        print(f"hf-nas: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
+        return _explain(error, str(error), _REFUSED)
+    except SearchFailed as error:
+        return _explain(error, str(error), _FAILED)
+    except KeyboardInterrupt as error:
+        return _explain(error, "Interrupted; a search continues with the same command.", _INTERRUPTED)
     return 0
+
+
+def _explain(error: BaseException, message: str, status: int) -> int:
+    logger.debug("The command ended early.", exc_info=error)
+    print(f"hf-nas: {' '.join(message.split())}", file=sys.stderr)
+    return status
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -41,6 +53,8 @@ def _parser() -> argparse.ArgumentParser:
     space_commands = spaces.add_subparsers(required=True, metavar="COMMAND")
     space.add_parser(space_commands)
     generate.add_parser(space_commands)
+    search.add_parser(commands)
+    front.add_parser(commands)
     extract.add_parser(commands)
     profile.add_parser(commands)
     return parser

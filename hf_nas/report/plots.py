@@ -1,19 +1,24 @@
-"""Pictures of what `hf_nas.report.data` counted. matplotlib is needed only when one is drawn."""
+"""Pictures of what `hf_nas.report.data` and `.progress` counted. matplotlib is needed only when one is drawn."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hf_nas.files import atomic_path
 from hf_nas.report.data import FrontRow, FrontTable
+from hf_nas.report.progress import ProgressFront, SearchProgress
 
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
-__all__ = ["plot_front"]
+__all__ = ["plot_front", "plot_progress"]
 
 # Of the palette of Okabe and Ito, which people with any colour vision can tell apart; markers differ as well.
 _BLUE, _VERMILION, _GREY, _INK = "#0072B2", "#D55E00", "#BBBBBB", "#333333"
+_MARKERS = "ovs^D"
+_LIGHTEST = 0.75
+_RED_GREEN_BLUE = (0.0, 0x72 / 255, 0xB2 / 255)
 
 
 def plot_front(table: FrontTable, path: str | Path) -> None:
@@ -30,24 +35,116 @@ def plot_front(table: FrontTable, path: str | Path) -> None:
         ImportError: if matplotlib is not installed.
         ValueError: if no sub-network has a metric.
     """
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError("A plot needs matplotlib, which is not installed; run `pip install matplotlib`.") from error
     rows = [row for row in table.rows if row.metric is not None]
     if not rows:
         raise ValueError(
             f"None of the {len(table.rows)} sub-networks has a value of {table.metric_name}; evaluate one."
         )
 
-    # A figure of its own, not pyplot's: it needs no display and leaves the user's backend and figures alone.
-    figure = Figure(figsize=(7, 4.4), dpi=160, layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
-    _draw(axes, table, rows)
+    figure = _figure(width=7)
+    _draw(figure.add_subplot(), table, rows)
     with atomic_path(path) as temporary:
         figure.savefig(temporary)
+
+
+def plot_progress(progress: SearchProgress, path: str | Path) -> None:
+    """Draw how a search got on, and write the picture atomically.
+
+    On the left the hypervolume over the evaluations, with their summed time above; on the right the fronts after
+    growing shares of the evaluations, the later the darker, by the first two objectives.
+
+    Args:
+        progress: the numbers.
+        path: of the picture; its suffix says the format, e.g. `progress.png`.
+
+    Raises:
+        ImportError: if matplotlib is not installed.
+        ValueError: if there is no evaluation or only one objective.
+    """
+    if not progress.steps or len(progress.objectives) < 2:
+        raise ValueError(
+            f"A search of {len(progress.steps)} evaluations and {len(progress.objectives)} objectives has no progress "
+            "to draw; it needs one evaluation and two objectives."
+        )
+    figure = _figure(width=10)
+    left, right = figure.subplots(1, 2)
+    _draw_hypervolume(left, progress)
+    _draw_fronts(right, progress)
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary)
+
+
+def _figure(width: float) -> "Figure":
+    """A figure of its own, not pyplot's: it needs no display and leaves the user's backend and figures alone."""
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError("A plot needs matplotlib, which is not installed; run `pip install matplotlib`.") from error
+    figure = Figure(figsize=(width, 4.4), dpi=160, layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _draw_hypervolume(axes: "Axes", progress: SearchProgress) -> None:
+    steps = progress.steps
+    points = [(step.evaluations, step.hypervolume) for step in steps]
+    axes.plot(*zip(*points), color=_BLUE, linewidth=1.6, drawstyle="steps-post")
+    axes.plot(*points[-1], linestyle="", marker="o", markersize=4.5, color=_BLUE)
+    axes.set_xlabel("evaluations")
+    axes.set_ylabel("hypervolume")
+    _tidy(axes)
+    marks = sorted({max(1, round(len(steps) * quarter / 4)) for quarter in range(1, 5)})
+    top = axes.secondary_xaxis("top")
+    top.set_xticks(marks, [_duration(steps[mark - 1].seconds) for mark in marks], fontsize="small", color=_INK)
+    top.set_xlabel("time of the evaluations", fontsize="small", color=_INK)
+    top.spines["top"].set_visible(False)
+    top.tick_params(length=0)
+
+
+def _draw_fronts(axes: "Axes", progress: SearchProgress) -> None:
+    fronts = [front for front in progress.fronts if front.indices]
+    # More than two objectives have no line: what is on the front need not be on that of the two.
+    line = "-" if len(progress.objectives) == 2 else ""
+    for place, front in enumerate(fronts):
+        axes.plot(
+            *zip(*((costs[1], costs[0]) for costs in front.costs)),
+            color=_shade(place + 1, len(fronts)),
+            linestyle=line,
+            linewidth=1.4,
+            marker=_MARKERS[place % len(_MARKERS)],
+            markersize=4,
+            label=_front_label(front),
+        )
+    axes.set_xlabel(progress.objectives[1])
+    axes.set_ylabel(progress.objectives[0])
+    _tidy(axes)
+    if fronts:
+        axes.legend(
+            frameon=False, loc="upper right", fontsize="small", title="front after evaluations", title_fontsize="small"
+        )
+
+
+def _front_label(front: ProgressFront) -> str:
+    return f"{front.evaluations} ({100 * front.share:g} %): size {len(front.indices)}"
+
+
+def _shade(place: int, count: int) -> tuple[float, float, float]:
+    """The blue of the last of so many fronts, and lighter ones of those before."""
+    white = _LIGHTEST * (1 - place / count)
+    return tuple(part + (1 - part) * white for part in _RED_GREEN_BLUE)
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 60:
+        return f"{seconds:.3g} s"
+    return f"{seconds / 60:.3g} min" if seconds < 3600 else f"{seconds / 3600:.3g} h"
+
+
+def _tidy(axes: "Axes") -> None:
+    axes.grid(color="#EEEEEE", linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
 
 
 def _position(row: FrontRow) -> tuple[float, float]:
@@ -77,9 +174,7 @@ def _draw(axes: "Axes", table: FrontTable, rows: list[FrontRow]) -> None:
             _label(axes, chosen, text, _VERMILION, (10, below * 10), "left")
     axes.set_xlabel("share of encoder parameters (%)")
     axes.set_ylabel(table.metric_name)
-    axes.grid(color="#EEEEEE", linewidth=0.8)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
+    _tidy(axes)
     axes.legend(frameon=False, loc="lower right" if table.greater_is_better else "upper right", fontsize="small")
 
 

@@ -3,6 +3,7 @@
 from hf_nas.search.evaluation import Racing, Rejected
 from hf_nas.search.evaluator import SuperNetworkEvaluator
 from hf_nas.search.methods import NSGA2, SearchMethod, get_search_method, published_nsga2, register_search_method
+from hf_nas.search.moasha import SuccessiveHalving, places_by_trade_off
 from hf_nas.search.objectives import (
     Constraint,
     Objective,
@@ -23,20 +24,23 @@ from hf_nas.search.old_files import read_caches, read_search_progression, write_
 from hf_nas.search.pareto import hypervolume, knee_index, pareto_indices
 from hf_nas.search.result import Evaluated, SearchResult
 from hf_nas.search.selection import choose, published_demands
-from hf_nas.search.study import search
+from hf_nas.search.study import EarlyStopping, SearchFailed, search
 from hf_nas.search.width_groups import WidthGroups
 
 
 __all__ = [
     "NSGA2",
     "Constraint",
+    "EarlyStopping",
     "Evaluated",
     "Objective",
     "ObjectiveSources",
     "Racing",
     "Rejected",
+    "SearchFailed",
     "SearchMethod",
     "SearchResult",
+    "SuccessiveHalving",
     "SuperNetworkEvaluator",
     "WidthGroups",
     "check_constraints",
@@ -54,6 +58,7 @@ __all__ = [
     "memory_objective",
     "parameters_objective",
     "pareto_indices",
+    "places_by_trade_off",
     "published_demands",
     "published_nsga2",
     "read_caches",

@@ -138,7 +138,11 @@ class SuperNetworkEvaluator:
         self._labels = in_order([self._labels_of(part) for part in self._batches_of(1)])
 
     def __call__(self, sub_network: SubNetwork) -> dict[str, float]:
-        """The metrics of a sub-network. The model's mode and its active sub-network are as before afterwards."""
+        """The metrics of a sub-network. The model's mode and its active sub-network are as before afterwards.
+
+        Raises:
+            FloatingPointError: if the model predicts NaN.
+        """
         return self._evaluate(sub_network)
 
     def race(
@@ -205,6 +209,7 @@ class SuperNetworkEvaluator:
         finally:
             self.super_network.activate(before)
         prediction = EvalPrediction(predictions=in_order(outputs), label_ids=self._labels)
+        _refuse_nan(prediction.predictions)
         metrics = {name: float(value) for name, value in self.compute_metrics(prediction).items()}
         if self.racing is not None:
             self.racing.check(self.racing.example_scores(prediction), metrics)
@@ -291,6 +296,13 @@ class SuperNetworkEvaluator:
         if self.precision is None:
             return nullcontext()
         return torch.autocast(self.device.type, _PRECISIONS[self.precision])
+
+
+def _refuse_nan(predictions: np.ndarray | tuple[np.ndarray, ...]) -> None:
+    # A metric would make an ordinary number of them: argmax takes NaN for the largest.
+    for array in predictions if isinstance(predictions, tuple) else (predictions,):
+        if np.issubdtype(array.dtype, np.floating) and np.isnan(array).any():
+            raise FloatingPointError("the model predicts NaN")
 
 
 @contextmanager

@@ -37,10 +37,12 @@ class Objective:
     Args:
         name: in files and tables.
         cost: of a sub-network and the metrics of its evaluation; a value that is not a number counts as infinite.
+        needs_metrics: whether it is known only once the sub-network was evaluated.
     """
 
     name: str
     cost: Callable[[SubNetwork, Mapping[str, float]], float]
+    needs_metrics: bool = False
 
 
 def error_objective(metric_name: str, greater_is_better: bool = True) -> Objective:
@@ -60,7 +62,7 @@ def error_objective(metric_name: str, greater_is_better: bool = True) -> Objecti
             return 1.0
         return 1.0 - value if greater_is_better else value
 
-    return Objective("error", cost)
+    return Objective("error", cost, needs_metrics=True)
 
 
 def parameters_objective(size_table: SizeTable, parts: Parts = _ENCODER) -> Objective:

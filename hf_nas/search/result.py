@@ -59,6 +59,7 @@ class Evaluated:
         metrics: what the evaluation returned.
         costs: one value an objective, in the order of the search's objectives; infinity where undefined.
         seconds: wall time of the evaluation.
+        rejected: whether it was given up as hardly able to reach the front; metrics and costs are then estimates.
     """
 
     sub_network: SubNetwork
@@ -66,6 +67,7 @@ class Evaluated:
     metrics: Mapping[str, float]
     costs: tuple[float, ...]
     seconds: float = 0.0
+    rejected: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types; the inverse of [`Evaluated.from_dict`]."""
@@ -75,6 +77,7 @@ class Evaluated:
             "metrics": {name: _to_json(value) for name, value in self.metrics.items()},
             "costs": [_to_json(cost) for cost in self.costs],
             "seconds": self.seconds,
+            **({"rejected": True} if self.rejected else {}),
         }
 
     @classmethod
@@ -86,12 +89,13 @@ class Evaluated:
             metrics={name: float(value) for name, value in data["metrics"].items()},
             costs=tuple(float(cost) for cost in data["costs"]),
             seconds=float(data["seconds"]),
+            rejected=bool(data.get("rejected", False)),
         )
 
 
 @dataclass(frozen=True)
 class SearchResult:
-    """All evaluated sub-networks of a search, in the order of their evaluation.
+    """All evaluated sub-networks of a search, in the order in which their evaluations began.
 
     Args:
         trials: the evaluated sub-networks.
@@ -111,8 +115,9 @@ class SearchResult:
 
     @cached_property
     def pareto(self) -> tuple[int, ...]:
-        """Indices of the trials on the Pareto front, ascending."""
-        return tuple(pareto_indices([trial.costs for trial in self.trials]))
+        """Indices of the trials on the Pareto front, ascending; of those alone that were evaluated fully."""
+        evaluated = [index for index, trial in enumerate(self.trials) if not trial.rejected]
+        return tuple(evaluated[index] for index in pareto_indices([self.trials[index].costs for index in evaluated]))
 
     @cached_property
     def hypervolume(self) -> float:
@@ -174,16 +179,17 @@ class SearchResult:
     def save_csv(self, path: str | Path) -> None:
         """Write the numbers as CSV, atomically: one row a trial, without the sub-networks themselves.
 
-        Columns: `index` (as in the JSON file), `pareto` (1 on the front), `cost.<objective>`, `metric.<name>`,
-        `seconds`.
+        Columns: `index` (as in the JSON file), `pareto` (1 on the front), `rejected` (1 if given up early),
+        `cost.<objective>`, `metric.<name>`, `seconds`.
         """
         names = list(dict.fromkeys(name for trial in self.trials for name in trial.metrics))
         front = set(self.pareto)
         buffer = io.StringIO()
         writer = csv.writer(buffer, lineterminator="\n")
         costs = [f"cost.{name}" for name in self.objectives]
-        writer.writerow(["index", "pareto", *costs, *(f"metric.{name}" for name in names), "seconds"])
+        writer.writerow(["index", "pareto", "rejected", *costs, *(f"metric.{name}" for name in names), "seconds"])
         for index, trial in enumerate(self.trials):
             metrics = [trial.metrics.get(name, "") for name in names]
-            writer.writerow([index, int(index in front), *trial.costs, *metrics, trial.seconds])
+            flags = (int(index in front), int(trial.rejected))
+            writer.writerow([index, *flags, *trial.costs, *metrics, trial.seconds])
         write_text(path, buffer.getvalue())

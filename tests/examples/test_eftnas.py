@@ -282,7 +282,7 @@ def test_flags_win_over_the_configuration(start, tmp_path) -> None:
             ("--do_search", "--search_objectives", "error", "speed"),
             "search_objectives are 'error' 'speed'; give error",
         ),
-        (("--do_search", "--search_objectives", "error"), "give error and one or both of params and macs"),
+        (("--do_search", "--search_objectives", "error"), "give error and one or more of params, macs"),
         (("--do_search", "--max_metric_drop", "-1"), "max_metric_drop is -1"),
     ],
 )

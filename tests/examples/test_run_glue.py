@@ -19,7 +19,8 @@ from transformers import (
 )
 
 from hf_nas.search import SuperNetworkEvaluator
-from trainer_plugins import run_state
+from trainer_plugins import NasArguments, SearchArguments, run_state
+from trainer_plugins.scripts import needed_splits
 
 
 STEPS = 64
@@ -268,6 +269,32 @@ def test_killed_search_continues(start, super_network, tmp_path, monkeypatch):
     assert read(tmp_path)["chosen_parameters"] == read(super_network)["chosen_parameters"]
 
 
+STANDARD = ("--nas_type", "standard", "--search_strategy", "moasha", "--num_train_epochs", "2", "--max_steps", "-1")
+
+
+def test_standard_nas(start, run_glue, tiny_files, tmp_path, monkeypatch):
+    flags = ("--do_eval", *STANDARD, *SEARCH, "--num_samples", "4")
+    start(tmp_path, *flags)
+    results = read(tmp_path, "search_results.json")
+    assert results["search_evaluations"] == 4 and not (tmp_path / "eval_results.json").exists()
+    evaluated = evaluations(tmp_path)
+    assert len(evaluated) == 4 and {row["metric.epochs"] for row in evaluated} <= {"1.0", "2.0"}
+    assert len(list((tmp_path / "candidates").glob("*/model.safetensors"))) >= results["search_front"]
+    # There is no other model than the chosen one, which is as good on the validation set as the report says.
+    assert not (tmp_path / "model.safetensors").exists() and not (tmp_path / "run.json").exists()
+    small = AutoModelForSequenceClassification.from_pretrained(tmp_path / "extracted")
+    assert small.num_parameters() == results["chosen_parameters"]
+    classify = pipeline("text-classification", model=str(tmp_path / "extracted"), device="cpu")
+    rows = load_dataset("csv", data_files=tiny_files["validation_file"], split="train", cache_dir=str(tmp_path / "c"))
+    right = [reply["label"] == label for reply, label in zip(classify(rows["text"][:]), rows["label"], strict=True)]
+    assert sum(right) / len(right) == pytest.approx(results["chosen_validation_accuracy"])
+
+    # The same command once more trains nothing.
+    monkeypatch.setattr(Trainer, "train", None)
+    start(tmp_path, *flags)
+    assert evaluations(tmp_path) == evaluated and read(tmp_path, "search_results.json") == results
+
+
 def test_other_run_in_the_output_folder_is_refused(start, super_network, tmp_path):
     with pytest.raises(ValueError, match="holds another run .learning_rate was 0.01 and is 0.1.; choose another"):
         start(super_network, "--do_train", *SANDWICH, "--do_search", "--learning_rate", "0.1")
@@ -291,6 +318,13 @@ def test_other_run_in_the_output_folder_is_refused(start, super_network, tmp_pat
         (("--do_train", "--do_search", "--search_strategy", "grid"), "grid"),
         (("--do_train", "--do_search", "--num_samples", "0"), "num_samples"),
         (("--do_train", "--do_search", "--selection_split", "1.5"), "selection_split"),
+        (("--do_train", "--do_search", "--nas_type", "zero_shot"), "nas_type is 'zero_shot'; choose one of"),
+        (("--do_train", "--do_search", *STANDARD), "every candidate is trained in the search; leave out --do_train"),
+        (("--do_search", *STANDARD, *SANDWICH), "there is no super-network; leave out --sampling_strategy"),
+        (("--do_search", *STANDARD, "--checkpoint_dir_model", "x"), "leave out --checkpoint_dir_model"),
+        (("--do_search", *STANDARD, "--do_predict"), "only after the search, in extracted/; leave out --do_predict"),
+        (("--do_search", *STANDARD, "--importance", "movement"), "learnt; leave out --importance movement"),
+        (("--do_search", *STANDARD, "--search_space", "generated"), "leave out --search_space generated"),
     ],
 )
 def test_refused_before_training(start, run_glue, tmp_path, monkeypatch, flags, message):
@@ -298,6 +332,13 @@ def test_refused_before_training(start, run_glue, tmp_path, monkeypatch, flags, 
     with pytest.raises(ValueError, match=message):
         start(tmp_path / "out", *flags)
     assert not (tmp_path / "out" / "run.json").exists()
+
+
+def test_standard_nas_is_refused_by_scripts_that_have_none(tmp_path):
+    nas = NasArguments(search=SearchArguments(do_search=True, nas_type="standard"))
+    with pytest.raises(ValueError, match="--nas_type standard is not for this task; choose weight_sharing"):
+        needed_splits(TrainingArguments(str(tmp_path)), nas)
+    assert needed_splits(TrainingArguments(str(tmp_path)), nas, ("standard",)) == ["train", "validation"]
 
 
 def test_model_of_other_data(start, tiny_model, tmp_path):

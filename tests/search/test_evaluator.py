@@ -262,3 +262,17 @@ def test_little_time_passes_outside_of_the_forward_pass_and_rows_are_collated_on
     # The best of several: other programs take their share of the caches.
     assert min(overheads) < 0.01
     assert sum(collated) == 400
+
+
+def test_a_model_that_predicts_nan_is_not_scored(super_network):
+    dataset = make_dataset(rows=5)
+    evaluate = SuperNetworkEvaluator(super_network, dataset, collate, lambda prediction: {"accuracy": 1.0})
+    assert evaluate(super_network.full) == {"accuracy": 1.0}
+    classifier = super_network.model.classifier
+    before = classifier.weight.data.clone()
+    try:
+        classifier.weight.data[0, 0] = float("nan")
+        with pytest.raises(FloatingPointError, match="predicts NaN"):
+            evaluate(super_network.full)
+    finally:
+        classifier.weight.data.copy_(before)

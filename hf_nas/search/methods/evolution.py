@@ -1,58 +1,30 @@
-"""Search methods: each proposes the next sub-network to evaluate from those evaluated so far."""
+"""Evolutionary search methods."""
 
-import inspect
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
-from hf_nas.search.pareto import crowding_distance, non_dominated_ranks, pareto_indices
+from hf_nas.search.methods.base import SearchMethod
+from hf_nas.search.pareto import crowding_distance, non_dominated_ranks
 from hf_nas.search.result import Evaluated
 from hf_nas.space.base import Encoding, SearchSpace
 from hf_nas.space.sampling import Sampler
 
 
-__all__ = [
-    "LocalSearch",
-    "NSGA2",
-    "RandomSearch",
-    "SearchMethod",
-    "get_search_method",
-    "published_nsga2",
-    "register_search_method",
-]
+__all__ = ["NSGA2", "RegularizedEvolution", "best_first", "published_nsga2"]
 
 
-class SearchMethod(ABC):
-    """Proposes sub-networks. A method keeps no state of its own, so that a search resumes from its trials alone.
-
-    Args:
-        space: to search.
-        sampler: draws sub-networks where the method needs random ones.
-    """
-
-    def __init__(self, space: SearchSpace, sampler: Sampler):
-        self.space = space
-        self.sampler = sampler
-
-    @abstractmethod
-    def propose(self, history: Sequence[Evaluated], rng: np.random.Generator) -> Encoding:
-        """The next encoding to evaluate.
-
-        It is asked again, with the same generator further on, when the proposal was evaluated before.
-
-        Args:
-            history: all evaluated sub-networks, in order of evaluation.
-            rng: the only source of randomness.
-        """
-
-
-class RandomSearch(SearchMethod):
-    """Independent draws of the sampler: by default every size equally often."""
-
-    def propose(self, history: Sequence[Evaluated], rng: np.random.Generator) -> Encoding:
-        return self.sampler.sample(rng)
+def best_first(costs: ArrayLike) -> list[int]:
+    """Indices by rank, then by crowding within the front, the best first; costs of shape (points, objectives)."""
+    costs = np.asarray(costs)
+    ranks = np.array(non_dominated_ranks(costs))
+    crowding = np.zeros(len(costs))
+    for rank in np.unique(ranks):
+        members = np.flatnonzero(ranks == rank)
+        crowding[members] = crowding_distance(costs[members])
+    return np.lexsort((-crowding, ranks)).tolist()
 
 
 class NSGA2(SearchMethod):
@@ -102,7 +74,7 @@ class NSGA2(SearchMethod):
         self.mutation_probability = mutation_probability
 
     def propose(self, history: Sequence[Evaluated], rng: np.random.Generator) -> Encoding:
-        finite = [trial for trial in history if np.isfinite(trial.costs).all()]
+        finite = [trial for trial in history if np.isfinite(trial.costs).all() and not trial.rejected]
         if len(finite) < 2:
             return self.sampler.sample(rng)
         best = self._best(finite)
@@ -127,75 +99,47 @@ class NSGA2(SearchMethod):
         return tuple(indices.tolist())
 
     def _best(self, trials: Sequence[Evaluated]) -> list[Encoding]:
-        """Encodings of the best by rank, then by crowding within their front, best first."""
-        costs = np.array([trial.costs for trial in trials])
-        ranks = np.array(non_dominated_ranks(costs))
-        crowding = np.zeros(len(trials))
-        for rank in np.unique(ranks):
-            members = np.flatnonzero(ranks == rank)
-            crowding[members] = crowding_distance(costs[members])
-        order = np.lexsort((-crowding, ranks))[: self.population]
-        return [trials[index].encoding for index in order]
+        """Encodings of the best, best first."""
+        return [trials[index].encoding for index in best_first([trial.costs for trial in trials])[: self.population]]
 
     @staticmethod
     def _tournament(best: list[Encoding], rng: np.random.Generator) -> Encoding:
         return best[int(rng.integers(len(best), size=2).min())]
 
 
-class LocalSearch(SearchMethod):
-    """A random step from a random point of the Pareto front: one dimension takes another of its choices."""
+class RegularizedEvolution(SearchMethod):
+    """Multi-objective regularised evolution (Real et al. 2019; the `morea` of Klein et al. 2024).
+
+    The population are the youngest evaluated sub-networks: each new one takes the place of the oldest. The best of a
+    few members, drawn with replacement, has a child that differs from it in one dimension. The best is the one with
+    the lowest rank of non-dominated sorting, among equal ranks the one drawn first. (The published implementation
+    takes an argsort for a rank, so that its choice is close to random.)
+
+    Args:
+        space: to search.
+        sampler: draws sub-networks as long as fewer than `population` have finite costs.
+        population: how many of the youngest are alive.
+        tournament: how many of them compete to be a parent.
+
+    Raises:
+        ValueError: for a population or a tournament below 1.
+    """
+
+    def __init__(self, space: SearchSpace, sampler: Sampler, population: int = 10, tournament: int = 5):
+        super().__init__(space, sampler)
+        for name, value in (("population", population), ("tournament", tournament)):
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"The {name} of morea is {value!r}; give a whole number of 1 or more.")
+        self.population = population
+        self.tournament = tournament
 
     def propose(self, history: Sequence[Evaluated], rng: np.random.Generator) -> Encoding:
-        archive = pareto_indices([trial.costs for trial in history])
-        if not archive:
+        alive = [trial for trial in history if np.isfinite(trial.costs).all()][-self.population :]
+        if len(alive) < self.population:
             return self.sampler.sample(rng)
-        return self.space.mutate(history[archive[int(rng.integers(len(archive)))]].encoding, rng)
-
-
-SearchMethodFactory = Callable[[SearchSpace, Sampler], SearchMethod]
-
-_METHODS: dict[str, SearchMethodFactory] = {}
-
-
-def register_search_method(name: str, factory: SearchMethodFactory) -> None:
-    """Make a search method available by name.
-
-    Args:
-        name: as users will write it.
-        factory: called with the search space and the sampler; a subclass of [`SearchMethod`] will do.
-
-    Raises:
-        ValueError: if the name is taken.
-    """
-    if name in _METHODS:
-        raise ValueError(f"The search method {name!r} is registered already; take another name.")
-    _METHODS[name] = factory
-
-
-def get_search_method(name: str, space: SearchSpace, sampler: Sampler, **options: Any) -> SearchMethod:
-    """The search method of this name.
-
-    Args:
-        name: of the method.
-        space: to search.
-        sampler: draws sub-networks where the method needs random ones.
-        options: further arguments of the method, such as the `population` of nsga2.
-
-    Raises:
-        ValueError: for an unknown name, or an option that the method does not have.
-    """
-    if name not in _METHODS:
-        raise ValueError(
-            f"Unknown search method {name!r}; choose one of {', '.join(sorted(_METHODS))}, or register yours with "
-            "hf_nas.search.register_search_method."
-        )
-    parameters = list(inspect.signature(_METHODS[name]).parameters.values())[2:]
-    known = [parameter.name for parameter in parameters if parameter.kind is not parameter.VAR_KEYWORD]
-    if len(known) == len(parameters) and (unknown := [option for option in options if option not in known]):
-        raise ValueError(
-            f"The search method {name!r} has no option {unknown[0]!r}; choose from {', '.join(known) or 'none'}."
-        )
-    return _METHODS[name](space, sampler, **options)
+        ranks = non_dominated_ranks([trial.costs for trial in alive])
+        parent = min(rng.integers(len(alive), size=self.tournament).tolist(), key=ranks.__getitem__)
+        return self.space.mutate(alive[parent].encoding, rng)
 
 
 def published_nsga2(
@@ -244,8 +188,3 @@ def published_nsga2(
             "mutation_probability": mutation_prob,
         },
     }
-
-
-register_search_method("random_search", RandomSearch)
-register_search_method("nsga2", NSGA2)
-register_search_method("local_search", LocalSearch)

@@ -1,0 +1,75 @@
+"""The benchmark of search methods, on a table of its own."""
+
+import csv
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from hf_nas.search import search
+from tests.search.problems import OBJECTIVES, UnitsSpace, accuracy_of, size_of
+
+
+PATH = Path(__file__).resolve().parents[2] / "benchmarks" / "search_methods.py"
+
+
+@pytest.fixture
+def benchmark(monkeypatch):
+    spec = importlib.util.spec_from_file_location("benchmark_of_search_methods", PATH)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["search_methods.py", *map(str, arguments)])
+        module.main()
+
+    module.run = run
+    return module
+
+
+@pytest.fixture
+def result():
+    return search(UnitsSpace(), accuracy_of, OBJECTIVES, size=size_of, num_samples=80)
+
+
+def write_table(path, result):
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow([*(f"choice.u{i}" for i in range(4)), "cost.error", "cost.size"])
+        for trial in result.trials:
+            writer.writerow([*(10 * index for index in trial.encoding), *trial.costs])
+
+
+def test_methods_on_a_table(benchmark, result, tmp_path, capsys):
+    table, output = tmp_path / "table.csv", tmp_path / "numbers.json"
+    write_table(table, result)
+    methods = ("model_based", "random_search")
+    arguments = ("--num_samples", 40, "--seeds", 2, "--output", output, "--reference", 1.0, 1.05)
+    benchmark.run("--table", table, "--methods", *methods, *arguments)
+    printed = capsys.readouterr().out
+    numbers = json.loads(output.read_text())["methods"]
+    for method in methods:
+        assert method in printed
+        for curve in numbers[method]["hypervolume"]:
+            assert len(curve) == 40 and curve == sorted(curve) and 0 < curve[0] and curve[-1] <= 1 + 1e-9
+    # Half of the rows are enough for nearly all of their front.
+    assert min(curve[-1] for curve in numbers["model_based"]["hypervolume"]) > 0.99
+
+
+def test_every_row_is_evaluated_in_the_end_and_a_result_file_is_a_table_too(benchmark, result, tmp_path):
+    result.save_json(tmp_path / "result.json")
+    write_table(tmp_path / "table.csv", result)
+    for name in ("result.json", "table.csv"):
+        problem = benchmark.Problem.table(tmp_path / name, (1.0, 1.05))
+        assert problem.best == pytest.approx(result.hypervolume)
+        curve, _, _ = problem.run("local_search", num_samples=80, seed=0, noise=0.0)
+        assert curve[-1] == pytest.approx(1.0)
+
+
+def test_tables_without_what_is_needed_are_refused(benchmark, tmp_path):
+    table = tmp_path / "table.csv"
+    table.write_text("choice.a,cost.error\n1,0.5\n")
+    with pytest.raises(ValueError, match="1 rows, 1 columns 'choice.<dimension>' and 1 columns"):
+        benchmark.run("--table", table)
