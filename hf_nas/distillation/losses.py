@@ -1,12 +1,20 @@
-"""Distillation losses. The teacher never receives a gradient."""
+"""Losses on logits. The teacher never receives a gradient."""
 
+import math
 from typing import Any
 
 import torch
 from torch.nn import functional
 
 
-__all__ = ["IGNORED_LABEL", "in_place_loss", "logits_of", "soft_label_loss", "task_and_teacher_loss"]
+__all__ = [
+    "IGNORED_LABEL",
+    "in_place_loss",
+    "logits_of",
+    "soft_label_loss",
+    "task_and_teacher_loss",
+    "teacher_loss",
+]
 
 IGNORED_LABEL = -100
 # The logit of a position that is no candidate. Softened by any sensible temperature, it leaves no probability.
@@ -118,13 +126,30 @@ def task_and_teacher_loss(
         ValueError: for a temperature or weight out of range, or if the logits of student and teacher, or those and the
             mask, do not fit one another.
     """
-    if not temperature > 0:
-        raise ValueError(f"The distillation temperature is {temperature}; give a number above 0.")
     if not 0 <= task_weight <= 1:
         raise ValueError(f"The weight of the task loss is {task_weight}; give a number from 0 to 1.")
-    pairs = _pairs(student_logits, teacher_logits)
-    taught = _squared_distance(pairs) if regression else _mean_soft_label_loss(pairs, temperature, mask)
+    taught = teacher_loss(student_logits, teacher_logits, temperature=temperature, regression=regression, mask=mask)
     return task_weight * task_loss + (1 - task_weight) * taught
+
+
+def teacher_loss(
+    student_logits: Logits,
+    teacher_logits: Logits,
+    *,
+    temperature: float = 2.0,
+    regression: bool = False,
+    mask: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """The part of a finished model in what it teaches; arguments and errors as in [`task_and_teacher_loss`].
+
+    Returns:
+        Mean over the batch of the soft-label loss, or of the squared distance in regression; of several logits, such
+        as those of start and end, the mean of their losses.
+    """
+    if not 0 < temperature < math.inf:
+        raise ValueError(f"The distillation temperature is {temperature}; give a number above 0.")
+    pairs = _pairs(student_logits, teacher_logits)
+    return _squared_distance(pairs) if regression else _mean_soft_label_loss(pairs, temperature, mask)
 
 
 def logits_of(outputs: Any) -> tuple[torch.Tensor, ...]:
