@@ -7,11 +7,13 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import optuna
 import pytest
+from tqdm.auto import tqdm
 
 from hf_nas.search import search, workers
 from tests.search.problems import OBJECTIVES, UnitsSpace, accuracy_of, size_of
@@ -51,8 +53,14 @@ def sequence(result):
     return [(trial.encoding, trial.costs) for trial in result.trials]
 
 
+def run_on_its_own(storage, evaluate, options):
+    # tqdm's lock is shared with forked processes: one that is killed while it holds it would block all bars for good.
+    tqdm.set_lock(threading.RLock())
+    run(storage, evaluate, **options)
+
+
 def begin(storage, evaluate, **options):
-    process = FORK.Process(target=run, args=(storage, evaluate), kwargs=options)
+    process = FORK.Process(target=run_on_its_own, args=(storage, evaluate, options))
     process.start()
     return process
 
@@ -122,7 +130,7 @@ def test_what_a_killed_process_was_about_is_taken_up_by_another(tmp_path):
     journal = tmp_path / "journal.log"
     slow, quick = Logged(tmp_path / "slow.txt", 1000.0), Logged(tmp_path / "quick.txt")
     hanging = begin(journal, slow, num_samples=10)
-    wait_for(lambda: slow.path.exists(), hanging)
+    wait_for(lambda: slow.path.exists() and slow.noted("begin"), hanging)
     other = begin(journal, quick, num_samples=10)
     wait_for(lambda: quick.path.exists() and len(quick.noted("end")) == 9, other)
     time.sleep(1.0)
@@ -141,7 +149,7 @@ def test_a_database_shared_by_sqlite_and_counted_signs_of_life(tmp_path, monkeyp
     url = f"sqlite:///{tmp_path / 'study.db'}"
     slow, quick = Logged(tmp_path / "slow.txt", 3.0), Logged(tmp_path / "quick.txt")
     hanging = begin(url, slow, num_samples=6)
-    wait_for(lambda: slow.path.exists(), hanging)
+    wait_for(lambda: slow.path.exists() and slow.noted("begin"), hanging)
     # Longer than the time of grace, it is still alive and nobody takes its candidate.
     result = run(url, quick, num_samples=6)
     assert len(result.trials) == 6 and not set(slow.noted("end")[:1]) & set(quick.noted("end"))
@@ -208,7 +216,7 @@ def test_processes_share_a_postgresql_database(postgresql, tmp_path, monkeypatch
     evaluate, lost = Logged(tmp_path / "calls.txt", 0.05), Logged(tmp_path / "lost.txt", 1000.0)
     hanging = begin(postgresql, lost)
     others = [begin(postgresql, evaluate) for _ in range(2)]
-    wait_for(lambda: lost.path.exists(), hanging)
+    wait_for(lambda: lost.path.exists() and lost.noted("begin"), hanging)
     kill(hanging)
     for process in others:
         process.join(200)

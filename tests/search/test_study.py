@@ -72,11 +72,14 @@ def test_interrupted_search_equals_an_uninterrupted_one(method, tmp_path):
     assert sequence(run(method=method, storage=tmp_path / "journal.log", num_samples=5)) == sequence(whole)
 
 
-def test_guided_methods_beat_random_search_on_the_toy_problem():
+@pytest.mark.parametrize("method", ["local_search", "model_based"])
+def test_guided_methods_beat_random_search_on_the_toy_problem(method):
     space = UnitsSpace(layers=8, units=8)
-    volume = {method: run(space=space, method=method, num_samples=100).hypervolume for method in METHODS}
-    assert volume["nsga2"] > volume["random_search"]
-    assert volume["local_search"] > volume["random_search"]
+
+    def volume(method):
+        return sum(run(space=space, method=method, num_samples=100, seed=seed).hypervolume for seed in range(3)) / 3
+
+    assert volume(method) > volume("random_search")
 
 
 class Broken:
