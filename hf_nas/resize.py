@@ -20,8 +20,9 @@ from hf_nas.bypass import (
     layer_index,
     swap_class,
 )
-from hf_nas.ops import keep_inputs, keep_outputs, output_size, unit_features
+from hf_nas.ops import input_size, keep_inputs, keep_outputs, output_size, unit_features
 from hf_nas.structures.base import NORM_ONLY, ModelStructure, StackLayout, SubLayer, find_layers
+from hf_nas.structures.hidden import residual_stream
 
 
 _NO_UNITS = {None, 0, NORM_ONLY}
@@ -99,6 +100,43 @@ def resize(
     for stack in structure.family.stacks:
         if removed.get(stack.name):
             _drop(base, stack.path, removed[stack.name])
+
+
+def cut_hidden(model: PreTrainedModel, structure: ModelStructure, kept: int | tuple[int, ...]) -> None:
+    """Cut the residual stream of a model down to some of its hidden dimensions, in place; before [`resize`].
+
+    Heads keep their size: of query, key and value only input columns go. What has the width already is left alone, so
+    that a task head can follow the base model that it was built around.
+
+    Args:
+        model: described by `structure`, of a family with a layout of its hidden dimensions.
+        structure: its structure.
+        kept: number (the first ones) or ids of the kept hidden dimensions.
+    """
+    stream = residual_stream(model, structure)
+    units = _unit_ids(kept)
+    tied, output = stream.is_tied, stream.output_embeddings
+    for module in (*stream.tables, *stream.writers, *stream.head_writers):
+        if output_size(module) > len(units):
+            keep_outputs(module, units)
+    for module in (*stream.readers, *(() if tied or output is None else (output,))):
+        if input_size(module) > len(units):
+            keep_inputs(module, units)
+    if tied:
+        output.weight, output.in_features = stream.tables[0].weight, len(units)
+    for norm in (*stream.norms, *stream.head_norms):
+        if len(norm.weight) > len(units):
+            _keep_normalised(norm, units)
+    for marker in stream.markers:
+        marker.weight = marker.weight[:, : len(units)]
+
+
+def _keep_normalised(norm: nn.LayerNorm, units: torch.Tensor) -> None:
+    for name in ("weight", "bias"):
+        old = getattr(norm, name)
+        kept = old.detach().index_select(0, units.to(old.device)).clone()
+        setattr(norm, name, nn.Parameter(kept, requires_grad=old.requires_grad))
+    norm.normalized_shape = (len(units),)
 
 
 def _move_position_bias(base: nn.Module, sub_layers: tuple[SubLayer, ...], removed: tuple[int, ...]) -> None:

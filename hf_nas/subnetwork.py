@@ -56,9 +56,32 @@ def _canonical(sub_layer: SubLayer, kept: Any) -> Kept:
     return len(ids) if not ids or ids[-1] == len(ids) - 1 else ids
 
 
+def _canonical_hidden(structure: ModelStructure, hidden: int | Iterable[int] | None) -> tuple[int, ...] | None:
+    size = structure.hidden_size
+    if hidden is None:
+        return None
+    if isinstance(hidden, bool | str) or not isinstance(hidden, int | Iterable):
+        raise ValueError(
+            f"The hidden dimensions are given as {hidden!r}; give a number, a list of ids, or None for all."
+        )
+    if not size:
+        raise ValueError(
+            f"The hidden dimensions of this {structure.model_type} model cannot be pruned, since its family or its "
+            "task head is not described for that; keep all of them."
+        )
+    ids = tuple(range(hidden)) if isinstance(hidden, int) else tuple(sorted(int(unit) for unit in hidden))
+    if not ids or len(set(ids)) < len(ids) or not 0 <= ids[0] <= ids[-1] < size:
+        given = hidden if isinstance(hidden, int) else f"{list(ids)[:8]}..."
+        raise ValueError(
+            f"This model has the hidden dimensions 0 to {size - 1} but is to keep {given}; give each kept one once, "
+            "and at least one."
+        )
+    return None if len(ids) == size else ids
+
+
 @dataclass(frozen=True)
 class SubNetwork:
-    """A choice of units: one entry for each sub-layer of a model's structure.
+    """A choice of units: one entry for each sub-layer of a model's structure, and its hidden dimensions.
 
     Build one with [`SubNetwork.full`], [`SubNetwork.of`] or [`SubNetwork.from_dict`]; these bring it into canonical
     form, in which equal choices are equal values.
@@ -67,12 +90,14 @@ class SubNetwork:
         model_type: family of the model.
         units: number of units of each sub-layer of that model, by which a sub-network is matched with its model.
         kept: what is kept of each: a number k (the first k units), a tuple of ids, [`NORM_ONLY`] or None (skipped).
+        hidden: ids of the hidden dimensions that are kept, None: all of them.
     """
 
     model_type: str
     names: tuple[str, ...]
     units: tuple[int, ...]
     kept: tuple[Kept, ...]
+    hidden: tuple[int, ...] | None = None
 
     @classmethod
     def full(cls, structure: ModelStructure) -> "SubNetwork":
@@ -80,8 +105,15 @@ class SubNetwork:
         return cls.of(structure, {})
 
     @classmethod
-    def of(cls, structure: ModelStructure, kept: Mapping[str, Any]) -> "SubNetwork":
+    def of(
+        cls, structure: ModelStructure, kept: Mapping[str, Any], hidden: int | Iterable[int] | None = None
+    ) -> "SubNetwork":
         """The sub-network that keeps `kept`, by sub-layer name, and everything of the sub-layers not named.
+
+        Args:
+            structure: of the model.
+            kept: what is kept of sub-layers.
+            hidden: the hidden dimensions that are kept, as a number k (the first k) or as ids; None: all of them.
 
         Raises:
             ValueError: for an unknown name, too many units, a repeated id or a value of another kind.
@@ -100,6 +132,7 @@ class SubNetwork:
             names=structure.names,
             units=tuple(sub_layer.units for sub_layer in structure),
             kept=tuple(choices),
+            hidden=_canonical_hidden(structure, hidden),
         )
 
     def __getitem__(self, name: str) -> Kept:
@@ -123,15 +156,31 @@ class SubNetwork:
                 f"{len(structure.names)} sub-layers of up to {max(units, default=0)} units; take the model it was "
                 "made from."
             )
+        if self.hidden is not None:
+            _canonical_hidden(structure, self.hidden)
+
+    def require_full_width(self, purpose: str) -> None:
+        """Raise a `ValueError` unless all hidden dimensions are kept.
+
+        Args:
+            purpose: what cannot be done with fewer, such as "elastic execution".
+        """
+        if self.hidden is not None:
+            raise ValueError(
+                f"This sub-network keeps only {len(self.hidden)} of the hidden dimensions, with which {purpose} is "
+                "not possible; keep all of them here, or extract a model of it."
+            )
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types; the inverse of [`SubNetwork.from_dict`]."""
-        return {
+        data = {
             "format": _FORMAT,
             "model_type": self.model_type,
             "units": dict(zip(self.names, self.units)),
             "kept": {name: list(kept) if isinstance(kept, tuple) else kept for name, kept in self.items()},
         }
+        # Only where it says something, so that files and their digests from before it existed stay as they are.
+        return data if self.hidden is None else {**data, "hidden": list(self.hidden)}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any], structure: ModelStructure | None = None) -> "SubNetwork":
@@ -147,17 +196,20 @@ class SubNetwork:
         if not isinstance(data, Mapping) or data.get("format") != _FORMAT:
             found = data.get("format") if isinstance(data, Mapping) else type(data).__name__
             raise ValueError(f"Not a sub-network: its 'format' is {found!r}, not {_FORMAT!r}.")
-        units, kept = data["units"], data["kept"]
+        units, kept, hidden = data["units"], data["kept"], data.get("hidden")
+        if hidden is not None and not (isinstance(hidden, list) and all(type(unit) is int for unit in hidden)):
+            raise ValueError(f"The 'hidden' of a sub-network is {hidden!r}; it must be a list of ids or be left out.")
         read = cls(
             model_type=data["model_type"],
             names=tuple(kept),
             units=tuple(units[name] for name in kept),
             kept=tuple(tuple(k) if isinstance(k, list) else k for k in kept.values()),
+            hidden=None if hidden is None else tuple(hidden),
         )
         if structure is None:
             return read
         read.check(structure)
-        return cls.of(structure, kept)
+        return cls.of(structure, kept, hidden)
 
     def save(self, path: str | Path) -> None:
         """Write as JSON, atomically."""

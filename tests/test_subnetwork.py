@@ -63,6 +63,50 @@ def test_a_model_of_which_only_a_norm_is_left() -> None:
         assert table.parameters(sub_network) == parameters
 
 
+def test_hidden_dimensions(structure, tmp_path) -> None:
+    full = SubNetwork.full(structure)
+    assert SubNetwork.of(structure, {}, 32) == SubNetwork.of(structure, {}, range(32)) == full and full.hidden is None
+    some = SubNetwork.of(structure, {}, [3, 0, 31])
+    assert some.hidden == (0, 3, 31) and some == SubNetwork.of(structure, {}, (31, 3, 0)) and some != full
+    assert len({some, SubNetwork.of(structure, {}, 3), SubNetwork.of(structure, {}, [0, 1, 2]), full}) == 3
+    some.save(tmp_path / "some.json")
+    assert SubNetwork.load(tmp_path / "some.json") == SubNetwork.load(tmp_path / "some.json", structure) == some
+    full.require_full_width("anything")
+    with pytest.raises(ValueError, match="keeps only 3 of the hidden dimensions, with which anything is not possible"):
+        some.require_full_width("anything")
+
+
+def test_files_say_nothing_of_hidden_dimensions_unless_some_are_gone(structure) -> None:
+    assert set(SubNetwork.full(structure).to_dict()) == {"format", "model_type", "units", "kept"}
+    assert SubNetwork.of(structure, {}, [1, 2]).to_dict()["hidden"] == [1, 2]
+
+
+@pytest.mark.parametrize(
+    "hidden, message",
+    [
+        (0, "hidden dimensions 0 to 31 but is to keep 0; give each kept one once, and at least one"),
+        ([], "and at least one"),
+        (33, "is to keep 33"),
+        ([0, 32], r"is to keep \[0, 32\]"),
+        ([1, 1], "give each kept one once"),
+        ("all", "given as 'all'; give a number, a list of ids, or None"),
+        (True, "given as True"),
+    ],
+)
+def test_hidden_dimensions_that_a_model_does_not_have_are_refused(structure, hidden, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        SubNetwork.of(structure, {}, hidden)
+
+
+def test_hidden_dimensions_in_a_file_are_checked(structure) -> None:
+    data = SubNetwork.full(structure).to_dict()
+    with pytest.raises(ValueError, match="The 'hidden' of a sub-network is 5; it must be a list of ids"):
+        SubNetwork.from_dict({**data, "hidden": 5})
+    wide = SubNetwork.from_dict({**data, "hidden": [0, 40]})
+    with pytest.raises(ValueError, match=r"is to keep \[0, 40\]"):
+        wide.check(structure)
+
+
 def test_it_cannot_be_changed(structure) -> None:
     with pytest.raises(AttributeError):
         SubNetwork.full(structure).kept = ()

@@ -14,12 +14,41 @@ from hf_nas.space import SearchSpace, get_search_space
 from hf_nas.structures import describe
 
 
-__all__ = ["build_without_weights", "load_model", "load_tokenizer", "read_nncf_config", "read_space"]
+__all__ = [
+    "build_without_weights",
+    "get_device",
+    "load_model",
+    "load_text_classifier",
+    "load_tokenizer",
+    "read_nncf_config",
+    "read_space",
+]
 
 logger = logging.getLogger(__name__)
 
 _KEYS_OF_NNCF = ("input_info", "bootstrapNAS", "compression")
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "vocab.json", "spiece.model")
+
+
+def get_device(name: str | None) -> torch.device:
+    """The device that `--device` names.
+
+    Args:
+        name: e.g. cpu or cuda; None: a GPU if there is one, else the CPU.
+
+    Raises:
+        ValueError: if this machine has no such device, or it computes nothing.
+    """
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    cause = None
+    try:
+        device = torch.empty(0, device=name).device
+        if device.type != "meta":  # which computes nothing
+            return device
+    except (RuntimeError, AssertionError) as error:  # PyTorch asserts that it was built for the device
+        cause = error
+    raise ValueError(f"--device {name!r} cannot be used here; give one that this machine has.") from cause
 
 
 def build_without_weights(name_or_path: str, class_name: str | None = None) -> PreTrainedModel:
@@ -59,6 +88,32 @@ def load_model(name_or_path: str) -> PreTrainedModel:
             "model that was trained with its task head."
         )
     return model.eval()
+
+
+def load_text_classifier(name_or_path: str, device: torch.device) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A model that classifies texts, or gives each a value, and its tokenizer.
+
+    Args:
+        name_or_path: folder or Hub name.
+        device: where the model is put.
+
+    Raises:
+        ValueError: if it is another model, has several labels a text, or has no tokenizer that pads.
+    """
+    model = load_model(name_or_path)
+    name = type(model).__name__
+    if not name.endswith("ForSequenceClassification"):
+        raise ValueError(
+            f"{name_or_path!r} is a {name}, and this command takes models ForSequenceClassification; use the script "
+            "of its task instead."
+        )
+    if model.config.problem_type == "multi_label_classification":
+        raise ValueError(f"{name_or_path!r} gives several labels to a text; this command takes models that give one.")
+    tokenizer = load_tokenizer(name_or_path)
+    if tokenizer is None or tokenizer.pad_token is None:
+        missing = "a tokenizer" if tokenizer is None else "a padding token in its tokenizer"
+        raise ValueError(f"{name_or_path!r} is without {missing}; save that of the training there.")
+    return model.to(device), tokenizer
 
 
 def load_tokenizer(name_or_path: str) -> PreTrainedTokenizerBase | None:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from hf_nas.cli.models import load_model
+from hf_nas.cli.models import get_device, load_model
 from hf_nas.profiling import Latency, Parts, SizeTable, measure_latencies
 from hf_nas.structures import known_families
 from hf_nas.subnetwork import SubNetwork
@@ -56,7 +56,7 @@ def run(arguments: argparse.Namespace) -> None:
         value = getattr(arguments, name)
         if value is not None and value < 1:
             raise ValueError(f"--{name} is {value}; give 1 or more.")
-    device = _device(arguments.device)
+    device = get_device(arguments.device)
     models = [load_model(name).to(device) for name in arguments.models]
     threads = torch.get_num_threads()
     if arguments.threads is not None:
@@ -74,17 +74,6 @@ def run(arguments: argparse.Namespace) -> None:
         torch.set_num_threads(threads)
     found = _compare(arguments, models, latencies)
     print(json.dumps(found, indent=2) if arguments.json else _table(found))
-
-
-def _device(name: str) -> torch.device:
-    cause = None
-    try:
-        device = torch.empty(0, device=name).device
-        if device.type != "meta":  # which computes nothing
-            return device
-    except (RuntimeError, AssertionError) as error:  # PyTorch asserts that it was built for the device
-        cause = error
-    raise ValueError(f"--device {name!r} cannot be used here; give one that this machine has.") from cause
 
 
 def _compare(arguments: argparse.Namespace, models: list[PreTrainedModel], latencies: list[Latency]) -> dict[str, Any]:

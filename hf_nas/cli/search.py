@@ -13,15 +13,14 @@ from typing import Any
 
 import filelock
 import numpy as np
-import torch
 from tqdm.auto import tqdm
 from transformers import DataCollatorWithPadding, PreTrainedModel, PreTrainedTokenizerBase
 
-from hf_nas.cli.models import load_model, load_tokenizer, read_space
+from hf_nas.cli.models import get_device, load_text_classifier, read_space
 from hf_nas.cli.search_arguments import add_arguments, check_arguments, output_folder
 from hf_nas.cli.text_data import TASKS, load_splits, read_record
-from hf_nas.cli.text_metrics import TextMetric, default_metric, get_metric
-from hf_nas.cli.text_rows import TextColumns, token_limit, tokenize
+from hf_nas.cli.text_metrics import TextMetric, default_metric, get_metric, positive_number
+from hf_nas.cli.text_rows import TextColumns, check_tokens, token_limit, tokenize
 from hf_nas.elastic import SuperNetwork
 from hf_nas.extraction import extract, save_extracted
 from hf_nas.importance import gradient
@@ -73,7 +72,7 @@ def run(arguments: argparse.Namespace) -> None:
     """
     check_arguments(arguments)
     started = time.perf_counter()
-    model, tokenizer = _load_model(arguments)
+    model, tokenizer = load_text_classifier(arguments.checkpoint, get_device(arguments.device))
     record = read_record(arguments.checkpoint)
     space = read_space(_space_name(arguments, record), model)
     model_loaded = time.perf_counter()
@@ -114,38 +113,6 @@ class _Texts:
         return max(1, round(float(np.mean([len(row["input_ids"]) for row in self.selection]))))
 
 
-def _load_model(arguments: argparse.Namespace) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    model = load_model(arguments.checkpoint)
-    name = type(model).__name__
-    if not name.endswith("ForSequenceClassification"):
-        raise ValueError(
-            f"{arguments.checkpoint!r} is a {name}, and this command searches models ForSequenceClassification; "
-            "search others in the script of their task, by --do_search."
-        )
-    if model.config.problem_type == "multi_label_classification":
-        raise ValueError(
-            f"{arguments.checkpoint!r} gives several labels to a text; this command compares single ones."
-        )
-    tokenizer = load_tokenizer(arguments.checkpoint)
-    if tokenizer is None or tokenizer.pad_token is None:
-        missing = "a tokenizer" if tokenizer is None else "a padding token in its tokenizer"
-        raise ValueError(f"{arguments.checkpoint!r} is without {missing}; save that of the training there.")
-    return model.to(_device(arguments.device)), tokenizer
-
-
-def _device(name: str | None) -> torch.device:
-    if name is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    cause = None
-    try:
-        device = torch.empty(0, device=name).device
-        if device.type != "meta":  # which computes nothing
-            return device
-    except (RuntimeError, AssertionError) as error:  # PyTorch asserts that it was built for the device
-        cause = error
-    raise ValueError(f"--device {name!r} cannot be used here; give one that this machine has.") from cause
-
-
 def _load_texts(
     arguments: argparse.Namespace,
     record: Mapping[str, Any] | None,
@@ -155,7 +122,7 @@ def _load_texts(
 ) -> _Texts:
     task, count = TASKS.get(task_name), model.config.num_labels
     name = arguments.metric or (task.metric if task is not None else default_metric(count))
-    metric = get_metric(name, count)
+    metric = get_metric(name, count, positive_number(model.config, task.labels if task is not None else ()))
     if arguments.race:
         Racing(metric=metric.name)  # refuses other metrics than accuracy
     splits = load_splits(
@@ -179,13 +146,8 @@ def _load_texts(
 
     selection = rows(splits.selection, "the data to compare on")
     texts = _Texts(selection, {name: rows(dataset, name) for name, dataset in splits.reports.items()}, metric)
-    largest = max(max(row["input_ids"]) for each in (selection, *texts.reports.values()) for row in each)
-    known = model.get_input_embeddings().num_embeddings
-    if largest >= known:
-        raise ValueError(
-            f"The tokenizer in {arguments.checkpoint!r} makes the token {largest}, and the model has {known}, counted "
-            "from 0; save the tokenizer of the training there."
-        )
+    for each in (selection, *texts.reports.values()):
+        check_tokens(each, model, arguments.checkpoint)
     return texts
 
 

@@ -1,15 +1,15 @@
-"""The metrics of text classification and regression by which `hf-nas search` compares sub-networks."""
+"""The metrics of text classification and regression, by which `hf-nas search` compares sub-networks."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy.stats import pearsonr, spearmanr
 from sklearn.metrics import f1_score, matthews_corrcoef
-from transformers import EvalPrediction
+from transformers import EvalPrediction, PreTrainedConfig
 
 
-__all__ = ["METRICS", "TextMetric", "default_metric", "get_metric"]
+__all__ = ["METRICS", "TextMetric", "default_metric", "get_metric", "positive_number"]
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,11 @@ class TextMetric:
         return {self.name: float(self.score(labels, predicted))}
 
 
+def _f1(positive: int) -> Callable[[np.ndarray, np.ndarray], float]:
+    # Of two labels made one, so that the positive one may be missing among labels and predictions.
+    return lambda labels, predicted: f1_score(labels == positive, predicted == positive, zero_division=0)
+
+
 def _correlation(measure: Callable) -> Callable[[np.ndarray, np.ndarray], float]:
     def score(labels: np.ndarray, predicted: np.ndarray) -> float:
         # What is constant has no correlation with anything; the search counts that as error 1.
@@ -50,7 +55,7 @@ METRICS = {
     metric.name: metric
     for metric in (
         TextMetric("accuracy", lambda labels, predicted: np.mean(labels == predicted)),
-        TextMetric("f1", lambda labels, predicted: f1_score(labels, predicted, zero_division=0)),
+        TextMetric("f1", _f1(1)),
         TextMetric(
             "f1_macro", lambda labels, predicted: f1_score(labels, predicted, average="macro", zero_division=0)
         ),
@@ -72,12 +77,24 @@ def default_metric(num_labels: int) -> str:
     return "spearmanr" if num_labels == 1 else "accuracy"
 
 
-def get_metric(name: str, num_labels: int) -> TextMetric:
+def positive_number(config: PreTrainedConfig, names: Sequence[str]) -> int:
+    """The model's number of the label that `f1` is of: the second one of a task, by its name where the model knows it.
+
+    Args:
+        config: of the model.
+        names: of the labels of the task, in its order.
+    """
+    known = {str(name).lower(): int(number) for number, name in config.id2label.items()}
+    return known.get(names[1], 1) if len(names) == 2 else 1
+
+
+def get_metric(name: str, num_labels: int, positive: int = 1) -> TextMetric:
     """The metric of this name.
 
     Args:
         name: one of [`METRICS`].
         num_labels: that the model tells apart; 1 in a regression.
+        positive: the model's number of the label that `f1` is of.
 
     Raises:
         ValueError: for an unknown name, or a metric that does not fit the model.
@@ -91,4 +108,4 @@ def get_metric(name: str, num_labels: int) -> TextMetric:
     if name not in fitting:
         kind = "is a regression" if is_regression else f"tells {num_labels} labels apart"
         raise ValueError(f"The metric {name!r} does not fit a model that {kind}; choose from {', '.join(fitting)}.")
-    return metric
+    return replace(metric, score=_f1(positive)) if name == "f1" else metric

@@ -2,7 +2,7 @@
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 
-__all__ = ["TextColumns", "token_limit", "tokenize"]
+__all__ = ["TextColumns", "check_tokens", "token_limit", "tokenize"]
 
 logger = logging.getLogger(__name__)
 
@@ -67,6 +67,26 @@ def token_limit(wanted: int, model: PreTrainedModel, tokenizer: PreTrainedTokeni
     if limit < wanted:
         logger.warning("max_length %d is cut to the model's %d.", wanted, limit)
     return min(wanted, limit)
+
+
+def check_tokens(rows: Sequence[Mapping[str, Any]], model: PreTrainedModel, source: str) -> None:
+    """Refuse rows with tokens that a model has no embedding of.
+
+    Args:
+        rows: of tokens.
+        model: that is to read them.
+        source: folder or name of the model, for the message.
+
+    Raises:
+        ValueError: if there is such a token.
+    """
+    largest = max(max(row["input_ids"]) for row in rows)
+    known = model.get_input_embeddings().num_embeddings
+    if largest >= known:
+        raise ValueError(
+            f"The tokenizer makes the token {largest}, and the model has {known}, counted from 0, in {source!r}; use "
+            "the tokenizer of its training."
+        )
 
 
 def tokenize(

@@ -102,10 +102,11 @@ class SuperNetwork:
         """Compute as this sub-network from now on.
 
         Raises:
-            ValueError: if it belongs to another model.
+            ValueError: if it belongs to another model or leaves out hidden dimensions.
         """
         if sub_network is self._active:
             return
+        sub_network.require_full_width("elastic execution")
         if sub_network.names is not self.full.names or sub_network.units is not self.full.units:
             sub_network.check(self.structure)
         for setter, new, old in zip(self._setters, sub_network.kept, self._active.kept):

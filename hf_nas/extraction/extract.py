@@ -8,8 +8,15 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.initialization import no_init_weights
 
 from hf_nas.elastic import plain_copy_of
-from hf_nas.extraction.sizes import STACKS_FIELD, TABLE_FIELD, set_uneven_sizes, set_uniform_sizes
-from hf_nas.resize import own_position_bias, removed_layers, resize
+from hf_nas.extraction.sizes import (
+    HIDDEN_FIELD,
+    STACKS_FIELD,
+    TABLE_FIELD,
+    set_uneven_sizes,
+    set_uneven_width,
+    set_uniform_sizes,
+)
+from hf_nas.resize import cut_hidden, own_position_bias, removed_layers, resize
 from hf_nas.structures import ModelStructure, describe
 from hf_nas.subnetwork import SubNetwork
 
@@ -21,14 +28,16 @@ def extract(model: PreTrainedModel, sub_network: SubNetwork) -> PreTrainedModel:
     """Make a small stand-alone model of a sub-network; the given model, elastic or not, stays as it is.
 
     The result has the same class, computes the same function and is smaller in memory and time. Where the stock
-    configuration can state its sizes it is a plain stock model; else they are in `config.per_layer_config`.
+    configuration can state its sizes it is a plain stock model; else they are in `config.per_layer_config` and, for
+    fewer hidden dimensions, `config.hf_nas_hidden_size`.
 
     Args:
         model: the trained model.
         sub_network: of this model.
 
     Raises:
-        ValueError: if the sub-network belongs to another model.
+        ValueError: if the sub-network belongs to another model, or leaves out hidden dimensions of a model whose task
+            head hf-nas does not know.
     """
     small = plain_copy_of(model)
     structure = describe(small)
@@ -37,10 +46,14 @@ def extract(model: PreTrainedModel, sub_network: SubNetwork) -> PreTrainedModel:
     _check_layer_scaling(small, structure, kept)
     own_bias = own_position_bias(structure, kept)
     config = copy.deepcopy(small.config)
+    width = structure.hidden_size
+    if sub_network.hidden is not None:
+        width = len(sub_network.hidden)
+        cut_hidden(small, structure, sub_network.hidden)
     resize(small, structure, kept, own_bias)
     weights = small.state_dict()
-    config = _stock_config(type(model), config, structure, kept, weights) or _uneven_config(
-        config, structure, kept, own_bias
+    config = _stock_config(type(model), config, structure, kept, width, weights) or _uneven_config(
+        config, structure, kept, width, own_bias
     )
     return _assemble(small, config, weights)
 
@@ -59,17 +72,20 @@ def _stock_config(
     config: PreTrainedConfig,
     structure: ModelStructure,
     kept: dict,
+    width: int,
     weights: dict[str, torch.Tensor],
 ) -> PreTrainedConfig | None:
     """The stock configuration with these sizes, or None if there is none: a stock model is built to find out."""
     candidate = copy.deepcopy(config)
     candidate.per_layer_config = None
-    for field in (STACKS_FIELD, TABLE_FIELD):
+    for field in (STACKS_FIELD, TABLE_FIELD, HIDDEN_FIELD):
         if hasattr(candidate, field):
             delattr(candidate, field)
     try:
         if not set_uniform_sizes(candidate, structure, kept):
             return None
+        if structure.hidden_size:
+            setattr(candidate, structure.family.hidden.size, width)
         candidate = type(candidate).from_dict(candidate.to_dict())
         candidate._attn_implementation = config._attn_implementation
         with torch.device("meta"):
@@ -82,9 +98,10 @@ def _stock_config(
 
 
 def _uneven_config(
-    config: PreTrainedConfig, structure: ModelStructure, kept: dict, own_bias: dict[str, bool]
+    config: PreTrainedConfig, structure: ModelStructure, kept: dict, width: int, own_bias: dict[str, bool]
 ) -> PreTrainedConfig:
     config.per_layer_config = None
+    set_uneven_width(config, structure, width)
     set_uneven_sizes(config, structure, kept, own_bias)
     return config
 

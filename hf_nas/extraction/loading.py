@@ -9,7 +9,7 @@ from functools import wraps
 
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from hf_nas.extraction.sizes import MODULE_NAME, STACKS_FIELD, build_sizes, hide_sizes
+from hf_nas.extraction.sizes import HIDDEN_FIELD, MODULE_NAME, STACKS_FIELD, build_sizes, hide_sizes
 from hf_nas.structures import Family, family_of
 
 
@@ -49,7 +49,8 @@ def install_loader() -> None:
     @wraps(stock_post_init)
     def post_init(self):
         stock_post_init(self)
-        if "_hf_nas_pending_sizes" in self.config.__dict__ or hasattr(self.config, STACKS_FIELD):
+        stated = any(hasattr(self.config, field) for field in (STACKS_FIELD, HIDDEN_FIELD))
+        if stated or "_hf_nas_pending_sizes" in self.config.__dict__:
             family = _family_or_none(self.config)
             if family is not None:
                 build_sizes(self, family)

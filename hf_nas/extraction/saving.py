@@ -8,7 +8,7 @@ from pathlib import Path
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_nas.extraction.remote_code import auto_map, remote_code
-from hf_nas.extraction.sizes import MODULE_NAME, STACKS_FIELD
+from hf_nas.extraction.sizes import HIDDEN_FIELD, MODULE_NAME, STACKS_FIELD
 from hf_nas.files import write_json, write_text
 from hf_nas.structures import family_of
 from hf_nas.subnetwork import FILE_NAME, SubNetwork
@@ -16,7 +16,8 @@ from hf_nas.subnetwork import FILE_NAME, SubNetwork
 
 def is_stock(model: PreTrainedModel) -> bool:
     """Whether the stock configuration states all sizes of this model, so that no help is needed to load it."""
-    return not model.config.is_heterogeneous and getattr(model.config, STACKS_FIELD, None) is None
+    stated = any(getattr(model.config, field, None) is not None for field in (STACKS_FIELD, HIDDEN_FIELD))
+    return not stated and not model.config.is_heterogeneous
 
 
 def save_extracted(

@@ -4,6 +4,9 @@ Models with one layer list state uneven sizes in transformers' own field, `confi
 have two lists, for which that field has no room: theirs are in `config.hf_nas_per_layer_config`, by stack, with the
 same entries. Transformers 5 records the field but its models ignore or refuse it; `hide_sizes` and `build_sizes` are
 the missing half.
+
+A pruned residual stream is stated beside them, in `config.hf_nas_hidden_size`. The stock field stays as it was: the
+sizes of heads and of the pooler's output come from it, and a stock class that builds to it stops at the weights.
 """
 
 from collections.abc import Mapping
@@ -12,7 +15,7 @@ from typing import Any
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.integrations.heterogeneity.configuration_utils import AmbiguousGlobalPerLayerAttributeError
 
-from hf_nas.resize import cut_position_bias, removed_layers, resize
+from hf_nas.resize import cut_hidden, cut_position_bias, removed_layers, resize
 from hf_nas.structures.base import NORM_ONLY, Family, ModelStructure, SubLayer, SubLayerLayout, describe_with
 
 
@@ -20,6 +23,8 @@ MODULE_NAME = "modeling_hf_nas"
 STACKS_FIELD = "hf_nas_per_layer_config"
 # Number of heads of a position bias table beside the layers (MPNet), where that is not the number of the stock model.
 TABLE_FIELD = "hf_nas_position_bias_heads"
+# Number of hidden dimensions, where that is not the one in the stock field.
+HIDDEN_FIELD = "hf_nas_hidden_size"
 _PENDING = "_hf_nas_pending_sizes"
 _NORM_ONLY_FIELD = "hf_nas_norm_only"
 _SKIP_NAMES = {"attention": "attention", "feed_forward": "mlp", "cross_attention": "cross_attention"}
@@ -77,6 +82,14 @@ def set_depth(config: PreTrainedConfig, structure: ModelStructure, removed: Mapp
         layer_types = getattr(config, "layer_types", None)
         if layer_types is not None and len(structure.family.stacks) == 1:
             config.layer_types = [kind for index, kind in enumerate(layer_types) if index not in gone]
+
+
+def set_uneven_width(config: PreTrainedConfig, structure: ModelStructure, width: int) -> None:
+    """State the number of hidden dimensions (0 where they cannot be pruned) beside the stock field."""
+    if hasattr(config, HIDDEN_FIELD):
+        delattr(config, HIDDEN_FIELD)
+    if width and width != getattr(config, structure.family.hidden.size):
+        setattr(config, HIDDEN_FIELD, width)
 
 
 def set_uniform_sizes(config: PreTrainedConfig, structure: ModelStructure, kept: Mapping[str, Any]) -> bool:
@@ -147,9 +160,9 @@ def _read_entries(config: PreTrainedConfig, family: Family) -> dict[str, dict[st
         return getattr(config, STACKS_FIELD, None)
     pending = config.__dict__.get(_PENDING)
     spec = pending[0] if pending else config.__dict__.get("_heterogeneity_spec")
-    if spec is None:
+    if spec is None and not hasattr(config, HIDDEN_FIELD):
         return None
-    layers = {str(index): entry for index, entry in spec.per_layer_overrides.items()}
+    layers = {} if spec is None else {str(index): entry for index, entry in spec.per_layer_overrides.items()}
     return {family.stacks[0].name: {"own_position_bias": False, "layers": layers}}
 
 
@@ -208,6 +221,8 @@ def build_sizes(model: PreTrainedModel, family: Family) -> None:
     sizes = read_sizes(config, structure)
     if sizes is not None and structure.sub_layers:
         kept, own_bias = sizes
+        if hasattr(config, HIDDEN_FIELD):
+            cut_hidden(model, structure, getattr(config, HIDDEN_FIELD))
         if any(_differs(sub_layer, kept[sub_layer.name]) for sub_layer in structure):
             for stack in family.stacks:
                 if stack.position_bias_table and hasattr(config, TABLE_FIELD):

@@ -18,7 +18,12 @@ Gate = torch.Tensor | str | None
 
 
 def binary_gates(structure: ModelStructure, sub_network: SubNetwork) -> dict[str, Gate]:
-    """Ones for the kept and zeros for the other units of each sub-layer; `NORM_ONLY` and None as they are."""
+    """Ones for the kept and zeros for the other units of each sub-layer; `NORM_ONLY` and None as they are.
+
+    Raises:
+        ValueError: if the sub-network leaves out hidden dimensions, of which [`Gates`] knows nothing.
+    """
+    sub_network.require_full_width("a binary gate for each unit")
     gates: dict[str, Gate] = {}
     for sub_layer in structure:
         kept = sub_network[sub_layer.name]

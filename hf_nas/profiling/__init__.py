@@ -5,6 +5,7 @@ from hf_nas.profiling.latency_table import LatencyError, LatencyTable
 from hf_nas.profiling.memory import MemoryTable, peak_activation_bytes
 from hf_nas.profiling.probes import LatencyPlan, shrink
 from hf_nas.profiling.size import Parts, SizeTable
+from hf_nas.profiling.unit_costs import UnitCosts, linear_costs, mac_costs, parameter_costs, published_costs
 
 
 __all__ = [
@@ -15,10 +16,15 @@ __all__ = [
     "MemoryTable",
     "Parts",
     "SizeTable",
+    "UnitCosts",
     "example_inputs",
+    "linear_costs",
+    "mac_costs",
     "measure_latencies",
     "measure_latency",
+    "parameter_costs",
     "peak_activation_bytes",
+    "published_costs",
     "shrink",
     "time_interleaved",
 ]

@@ -257,8 +257,9 @@ class LatencyTable:
         """Seconds of a forward pass of a sub-network.
 
         Raises:
-            ValueError: if it belongs to another model.
+            ValueError: if it belongs to another model or leaves out hidden dimensions.
         """
+        sub_network.require_full_width("a prediction of its latency")
         if sub_network.names is not self._full.names or sub_network.units is not self._full.units:
             sub_network.check(self.structure)
         totals, together, shared = self._parts(sub_network)

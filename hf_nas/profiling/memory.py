@@ -144,7 +144,12 @@ class MemoryTable:
         return self._sizes.parameters(sub_network) * self._bytes_per_parameter
 
     def activation_bytes(self, sub_network: SubNetwork) -> float:
-        """Peak bytes of the activations in a forward pass."""
+        """Peak bytes of the activations in a forward pass.
+
+        Raises:
+            ValueError: if the sub-network leaves out hidden dimensions.
+        """
+        sub_network.require_full_width("a prediction of its activations")
         widest: dict[str, int] = {}
         for sub_layer, kept in zip(self.structure, sub_network.kept):
             kind = kind_of(sub_layer)
@@ -156,7 +161,7 @@ class MemoryTable:
         """Bytes of parameters and activations together.
 
         Raises:
-            ValueError: if the sub-network belongs to another model.
+            ValueError: if the sub-network belongs to another model or leaves out hidden dimensions.
         """
         sub_network.check(self.structure)
         return self.parameter_bytes(sub_network) + self.activation_bytes(sub_network)

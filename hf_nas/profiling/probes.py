@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from transformers import PreTrainedModel
 
-from hf_nas.resize import own_position_bias, resize
+from hf_nas.resize import cut_hidden, own_position_bias, resize
 from hf_nas.structures import ModelStructure, SubLayer, describe
 from hf_nas.subnetwork import NORM_ONLY, Kept, SubNetwork
 
@@ -72,6 +72,8 @@ def shrink(model: PreTrainedModel, sub_network: SubNetwork) -> PreTrainedModel:
     structure = describe(small)
     sub_network.check(structure)
     kept = dict(sub_network.items())
+    if sub_network.hidden is not None:
+        cut_hidden(small, structure, sub_network.hidden)
     resize(small, structure, kept, own_position_bias(structure, kept))
     return small
 

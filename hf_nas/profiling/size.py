@@ -1,5 +1,6 @@
 """Exact parameter and MAC counts of sub-networks, as integers, from one pass over the model."""
 
+from collections import Counter
 from dataclasses import dataclass, replace
 
 from torch import nn
@@ -9,6 +10,7 @@ from transformers.pytorch_utils import Conv1D
 from hf_nas.ops import output_size
 from hf_nas.resize import own_position_bias
 from hf_nas.structures import ModelStructure, SubLayer, describe
+from hf_nas.structures.hidden import residual_stream
 from hf_nas.subnetwork import NORM_ONLY, SubNetwork, kept_ids
 
 
@@ -47,6 +49,9 @@ class _Cost:
     def total(self, parts: Parts) -> int:
         return self.weight + self.bias * parts.biases + self.norm * parts.norms
 
+    def plus(self, kind: str, size: int) -> "_Cost":
+        return replace(self, **{kind: getattr(self, kind) + size})
+
 
 @dataclass(frozen=True)
 class _SubLayerCost:
@@ -56,6 +61,36 @@ class _SubLayerCost:
     memory: int  # MACs a unit and token that read the encoder output (keys and values of cross-attention)
     attention: int  # MACs a unit and pair of tokens
     position_bias: int  # parameters of a relative position bias a head
+
+    def narrowed(self, width: int, full: int) -> "_SubLayerCost":
+        """The same with `width` of `full` hidden dimensions; the projections of each unit read or write them all."""
+        per_unit = replace(self.per_unit, weight=self.per_unit.weight // full * width)
+        fixed = replace(self.fixed, bias=self.fixed.bias // full * width, norm=self.fixed.norm // full * width)
+        return replace(self, per_unit=per_unit, fixed=fixed, inputs=self.inputs // full * width)
+
+
+@dataclass(frozen=True)
+class _Outside:
+    """What is outside the layers: parameters, and the MACs of the heads a sequence and a token."""
+
+    embeddings: _Cost = _Cost()
+    heads: _Cost = _Cost()
+    macs_sequence: int = 0
+    macs_token: int = 0
+
+
+@dataclass(frozen=True)
+class _Tensor:
+    """A parameter outside the layers: where and how its elements count, and how many hidden dimensions it has."""
+
+    group: str
+    kind: str
+    size: int
+    macs: str
+    dimensions: int
+
+    def narrowed(self, width: int, full: int) -> int:
+        return self.size // full**self.dimensions * width**self.dimensions if self.dimensions else self.size
 
 
 def _is_norm(module: nn.Module) -> bool:
@@ -68,36 +103,55 @@ def _position_bias_tables(model: PreTrainedModel, structure: ModelStructure) -> 
     return {name: model.base_model.get_submodule(path) for name, path in paths.items() if path}
 
 
-def _outside(model: PreTrainedModel, structure: ModelStructure) -> tuple[_Cost, _Cost, int, int]:
-    """Embeddings, heads, and the MACs of the heads a sequence and a token."""
+def _hidden_dimensions(model: PreTrainedModel, structure: ModelStructure) -> Counter:
+    """By id of a parameter, how many of its dimensions are hidden dimensions."""
+    dimensions: Counter = Counter()
+    if not structure.hidden_size:
+        return dimensions
+    stream = residual_stream(model, structure)
+    written = (*stream.tables, *stream.norms, *stream.writers, *stream.head_writers, *stream.head_norms)
+    output = () if stream.is_tied or stream.output_embeddings is None else (stream.output_embeddings,)
+    dimensions.update(id(p) for module in written for p in module.parameters(recurse=False))
+    dimensions.update(id(module.weight) for module in (*stream.readers, *output))
+    return dimensions
+
+
+def _outside(model: PreTrainedModel, structure: ModelStructure) -> tuple[_Tensor, ...]:
+    """The parameters outside the layers, tied ones once."""
     base = model.base_model
     inside = {id(p) for s in structure for p in base.get_submodule(s.path).parameters()}
     inside |= {id(table.weight) for table in _position_bias_tables(model, structure).values()}
-    embeddings, heads = _Cost(), _Cost()
-    macs_sequence = macs_token = 0
+    dimensions = _hidden_dimensions(model, structure)
+    tensors = []
     seen = set(inside)
     one_vector = any(word in type(model).__name__ for word in ("SequenceClassification", "MultipleChoice"))
     modules = sorted(model.named_modules(), key=lambda item: not isinstance(item[1], nn.Embedding))
     for name, module in modules:
         own = [(n, p) for n, p in module.named_parameters(recurse=False) if id(p) not in seen]
         if isinstance(module, nn.Linear | Conv1D) and not any(id(p) in inside for p in module.parameters(False)):
-            if one_vector or "pooler" in name:
-                macs_sequence += module.weight.numel()
-            else:
-                macs_token += module.weight.numel()
+            macs = "macs_sequence" if one_vector or "pooler" in name else "macs_token"
+            tensors.append(_Tensor("", "", module.weight.numel(), macs, dimensions[id(module.weight)]))
         seen.update(id(p) for _, p in own)
         in_embeddings = isinstance(module, nn.Embedding) or "embed" in name or name.endswith(("wte", "wpe", "shared"))
         for parameter_name, parameter in own:
-            size = parameter.numel()
             if in_embeddings:
-                embeddings = replace(embeddings, weight=embeddings.weight + size)
-            elif _is_norm(module):
-                heads = replace(heads, norm=heads.norm + size)
-            elif parameter_name.endswith("bias"):
-                heads = replace(heads, bias=heads.bias + size)
+                group, kind = "embeddings", "weight"
             else:
-                heads = replace(heads, weight=heads.weight + size)
-    return embeddings, heads, macs_sequence, macs_token
+                kind = "norm" if _is_norm(module) else "bias" if parameter_name.endswith("bias") else "weight"
+                group = "heads"
+            tensors.append(_Tensor(group, kind, parameter.numel(), "", dimensions[id(parameter)]))
+    return tuple(tensors)
+
+
+def _outside_of_width(tensors: tuple[_Tensor, ...], width: int, full: int) -> _Outside:
+    total = _Outside()
+    for tensor in tensors:
+        size = tensor.narrowed(width, full)
+        if tensor.macs:
+            total = replace(total, **{tensor.macs: getattr(total, tensor.macs) + size})
+        else:
+            total = replace(total, **{tensor.group: getattr(total, tensor.group).plus(tensor.kind, size)})
+    return total
 
 
 def _sub_layer_cost(model: PreTrainedModel, sub_layer: SubLayer) -> _SubLayerCost:
@@ -147,7 +201,16 @@ class SizeTable:
         self._costs = tuple(_sub_layer_cost(model, sub_layer) for sub_layer in self.structure)
         tables = _position_bias_tables(model, self.structure)
         self._shared_tables = {stack: table.weight.numel() for stack, table in tables.items()}
-        self._embeddings, self._heads, self._macs_sequence, self._macs_token = _outside(model, self.structure)
+        self._tensors = _outside(model, self.structure)
+        self._of_width: dict[int, tuple[_Outside, tuple[_SubLayerCost, ...]]] = {}
+
+    def _of(self, sub_network: SubNetwork) -> tuple[_Outside, tuple[_SubLayerCost, ...]]:
+        full = self.structure.hidden_size
+        width = full if sub_network.hidden is None else len(sub_network.hidden)
+        if width not in self._of_width:
+            costs = self._costs if width == full else tuple(cost.narrowed(width, full) for cost in self._costs)
+            self._of_width[width] = _outside_of_width(self._tensors, width, full), costs
+        return self._of_width[width]
 
     def parameters(self, sub_network: SubNetwork, parts: Parts = Parts()) -> int:
         """Number of parameters of a sub-network.
@@ -156,9 +219,10 @@ class SizeTable:
             sub_network: of the model this table was built from.
             parts: which parameters count; by default all.
         """
-        total = self._embeddings.total(replace(parts, norms=True, biases=True)) if parts.embeddings else 0
-        total += self._heads.total(parts) if parts.heads else 0
-        for cost, kept in zip(self._costs, sub_network.kept, strict=True):
+        outside, costs = self._of(sub_network)
+        total = outside.embeddings.total(replace(parts, norms=True, biases=True)) if parts.embeddings else 0
+        total += outside.heads.total(parts) if parts.heads else 0
+        for cost, kept in zip(costs, sub_network.kept, strict=True):
             if kept == NORM_ONLY:
                 total += cost.fixed.norm * parts.norms
             elif kept is not None:
@@ -199,8 +263,9 @@ class SizeTable:
         if encoder_decoder and decoder_length is not None:
             lengths["decoder"] = decoder_length
         head_length = lengths[self.structure.family.stacks[-1].name]
-        total = self._macs_sequence + head_length * self._macs_token
-        for sub_layer, cost, count in zip(self.structure, self._costs, sub_network.counts(), strict=True):
+        outside, costs = self._of(sub_network)
+        total = outside.macs_sequence + head_length * outside.macs_token
+        for sub_layer, cost, count in zip(self.structure, costs, sub_network.counts(), strict=True):
             if not count:
                 continue
             length = lengths.get(sub_layer.stack, sequence_length)

@@ -136,9 +136,10 @@ class SearchSpace(ABC):
         """An encoding that decodes to this sub-network.
 
         Raises:
-            ValueError: if it belongs to another model or is not in this space.
+            ValueError: if it belongs to another model or is not in this space, as one with fewer hidden dimensions.
         """
         sub_network.check(self.structure)
+        sub_network.require_full_width(f"an encoding in search space {self.name!r}")
         encoding = self._to_indices(self.to_values(sub_network))
         for (name, closest), (_, kept) in zip(self.decode(encoding).items(), sub_network.items()):
             if closest != kept:

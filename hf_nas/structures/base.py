@@ -86,6 +86,47 @@ class StackLayout:
 
 
 @dataclass(frozen=True)
+class HeadLayout:
+    """How the task head of one model class meets the residual stream. Paths start at the whole model.
+
+    Args:
+        model_class: its name; classes derived from it count too.
+        readers: projections whose input columns read the stream; none where the head reads the pooler.
+        writers: of a language-modelling head, projections that write the vector which the output embeddings read. As
+            these are tied to the embedding table, the columns of which are hidden dimensions, so are its features.
+        norms: normalisations of that vector.
+    """
+
+    model_class: str
+    readers: tuple[str, ...] = ()
+    writers: tuple[str, ...] = ()
+    norms: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class HiddenLayout:
+    """Where the residual stream is written, read and normalised outside the layers; paths start at the base model.
+
+    In the layers the output projections write it, the other projections read it, and the normalisations of each
+    sub-layer normalise the stream itself (post-norm).
+
+    Args:
+        size: configuration field that states its width.
+        tables: embedding tables, whose columns write it.
+        norms: normalisations beside the layers.
+        readers: projections beside the layers whose input columns read it, where a model has them. Their outputs keep
+            their width.
+        heads: the task heads that are known.
+    """
+
+    size: str
+    tables: tuple[str, ...]
+    norms: tuple[str, ...]
+    readers: tuple[str, ...]
+    heads: tuple[HeadLayout, ...]
+
+
+@dataclass(frozen=True)
 class Family:
     """All that hf-nas must know of the models of one `config.model_type`.
 
@@ -94,11 +135,13 @@ class Family:
         stacks: the layer lists; of an encoder-decoder the encoder first.
         cache_stack: the stack whose depth transformers takes for the decoder's key-value cache, where that is not the
             decoder itself; it must not become the shallower one.
+        hidden: where the hidden dimensions are; None: they cannot be pruned.
     """
 
     model_type: str
     stacks: tuple[StackLayout, ...]
     cache_stack: str | None = None
+    hidden: HiddenLayout | None = None
 
 
 @dataclass(frozen=True)
@@ -141,10 +184,17 @@ class SubLayer:
 
 @dataclass(frozen=True)
 class ModelStructure:
-    """The map of all units of one model; a value without reference to the model."""
+    """The map of all units of one model; a value without reference to the model.
+
+    Args:
+        family: of the model.
+        sub_layers: in order.
+        hidden_size: number of hidden dimensions; 0 where family or task head do not let them be pruned.
+    """
 
     family: Family
     sub_layers: tuple[SubLayer, ...]
+    hidden_size: int = 0
 
     @property
     def model_type(self) -> str:
@@ -179,10 +229,11 @@ class ModelStructure:
 def is_bypassed(layer: nn.Module, bypass: tuple[tuple[str, str], ...]) -> bool:
     """Whether these modules of a layer were already replaced by bypasses."""
     # By attribute, since a checkpoint's own loader file defines the class a second time.
-    return bool(bypass) and all(getattr(_find(layer, path), "is_bypass", False) for path, _ in bypass)
+    return bool(bypass) and all(getattr(find_module(layer, path), "is_bypass", False) for path, _ in bypass)
 
 
-def _find(module: nn.Module | None, path: str) -> nn.Module | None:
+def find_module(module: nn.Module | None, path: str) -> nn.Module | None:
+    """The module at `path`, or None where there is none."""
     for part in path.split("."):
         module = getattr(module, part, None)
     return module
@@ -200,8 +251,22 @@ def count_units(layer: nn.Module, layout: SubLayerLayout) -> tuple[int, int]:
 
 def find_layers(base_model: nn.Module, path: str) -> nn.ModuleList | None:
     """The layer list at `path`, or None in a model without that stack (an encoder taken alone)."""
-    module = _find(base_model, path)
+    module = find_module(base_model, path)
     return module if isinstance(module, nn.ModuleList) else None
+
+
+def head_layout(layout: HiddenLayout, model: PreTrainedModel) -> HeadLayout | None:
+    """How the task head of a model meets the residual stream; None if that is not described."""
+    if model.base_model is model:
+        return HeadLayout(type(model).__name__)
+    names = {each.__name__ for each in type(model).__mro__}
+    return next((head for head in layout.heads if head.model_class in names), None)
+
+
+def _count_hidden(family: Family, model: PreTrainedModel) -> int:
+    if family.hidden is None or head_layout(family.hidden, model) is None:
+        return 0
+    return output_size(model.base_model.get_submodule(family.hidden.tables[0]))
 
 
 def describe_with(family: Family, model: PreTrainedModel) -> ModelStructure:
@@ -214,7 +279,7 @@ def describe_with(family: Family, model: PreTrainedModel) -> ModelStructure:
                 skipped = is_bypassed(layer, layout.bypass)
                 norm_only = not skipped and is_bypassed(layer, layout.norm_only)
                 units, features = (0, 1) if skipped or norm_only else count_units(layer, layout)
-                core = _find(layer, layout.core) if layout.is_attention else None
+                core = find_module(layer, layout.core) if layout.is_attention else None
                 sub_layers.append(
                     SubLayer(
                         name=f"{stack.name}.{index}.{layout.kind}",
@@ -229,4 +294,4 @@ def describe_with(family: Family, model: PreTrainedModel) -> ModelStructure:
                         own_position_bias=getattr(core, "has_own_position_bias", False),
                     )
                 )
-    return ModelStructure(family=family, sub_layers=tuple(sub_layers))
+    return ModelStructure(family, tuple(sub_layers), _count_hidden(family, model))

@@ -2,10 +2,32 @@
 
 from dataclasses import replace
 
-from hf_nas.structures.base import Family, StackLayout, SubLayerLayout
+from hf_nas.structures.base import Family, HeadLayout, HiddenLayout, StackLayout, SubLayerLayout
 
 
-def _bert_like(model_type: str) -> Family:
+def _bert_hidden(
+    prefix: str, classifier: tuple[str, ...], transform: str, norm: str, language: tuple[str, ...]
+) -> HiddenLayout:
+    """Hidden dimensions of BERT and RoBERTa, which differ in the heads of single sequences and of language models."""
+    readers = {
+        "SequenceClassification": classifier,
+        "TokenClassification": ("classifier",),
+        "QuestionAnswering": ("qa_outputs",),
+        "MultipleChoice": (),  # it reads the pooler, whose output keeps its width
+    }
+    return HiddenLayout(
+        size="hidden_size",
+        tables=tuple(f"embeddings.{kind}_embeddings" for kind in ("word", "position", "token_type")),
+        norms=("embeddings.LayerNorm",),
+        readers=("pooler.dense",),
+        heads=(
+            *(HeadLayout(f"{prefix}For{task}", paths) for task, paths in readers.items()),
+            *(HeadLayout(f"{prefix}For{task}", (transform,), (transform,), (norm,)) for task in language),
+        ),
+    )
+
+
+def _bert_like(model_type: str, hidden: HiddenLayout | None = None) -> Family:
     # Residual and norm sit inside `attention` and `output`, so skipping replaces these modules as a whole.
     attention = SubLayerLayout(
         kind="attention",
@@ -29,7 +51,9 @@ def _bert_like(model_type: str) -> Family:
         sizes=("intermediate_size",),
     )
     return Family(
-        model_type, (StackLayout("encoder", "encoder.layer", "num_hidden_layers", (attention, feed_forward)),)
+        model_type,
+        (StackLayout("encoder", "encoder.layer", "num_hidden_layers", (attention, feed_forward)),),
+        hidden=hidden,
     )
 
 
@@ -76,4 +100,15 @@ def _mpnet() -> Family:
     return Family("mpnet", (replace(bert, sub_layers=(attention, bert.sub_layers[1])),))
 
 
-FAMILIES = (_bert_like("bert"), _bert_like("roberta"), _bert_like("electra"), _distilbert(), _mpnet())
+_BERT_HIDDEN = _bert_hidden(
+    "Bert", (), "cls.predictions.transform.dense", "cls.predictions.transform.LayerNorm", ("MaskedLM", "PreTraining")
+)
+_ROBERTA_HIDDEN = _bert_hidden("Roberta", ("classifier.dense",), "lm_head.dense", "lm_head.layer_norm", ("MaskedLM",))
+
+FAMILIES = (
+    _bert_like("bert", _BERT_HIDDEN),
+    _bert_like("roberta", _ROBERTA_HIDDEN),
+    _bert_like("electra"),
+    _distilbert(),
+    _mpnet(),
+)

@@ -147,6 +147,10 @@ def test_metrics_against_their_definitions() -> None:
     expected = {"accuracy": 4 / 6, "f1": 2 / 3, "f1_macro": 2 / 3, "matthews_correlation": (2 * 2 - 1) / 9}
     for name, value in expected.items():
         assert get_metric(name, 2)(prediction) == {name: pytest.approx(value)}
+    # F1 of the label 0, of two texts that are all called 0.
+    same = EvalPrediction(np.array([[1.0, 0.0], [1.0, 0.0]]), np.array([0, 1]))
+    assert get_metric("f1", 2)(same) == {"f1": 0.0}
+    assert get_metric("f1", 2, positive=0)(same) == {"f1": pytest.approx(2 / 3)}
     values = EvalPrediction(np.array([[1.0], [2.0], [4.0]]), np.array([1.0, 3.0, 2.0]))
     centred = np.array([-4, -1, 5]) / 3, np.array([-1, 1, 0])
     pearson = (centred[0] @ centred[1]) / np.sqrt((centred[0] @ centred[0]) * (centred[1] @ centred[1]))
