@@ -48,16 +48,18 @@ def run_script(arguments: argparse.Namespace, flags: str, task: str, seed: int, 
     """Run run_glue.py once, unless `last`, the file it writes last, is there."""
     if last.exists():
         return
-    folder.mkdir(parents=True, exist_ok=True)
     paths = ["--model_name_or_path", arguments.model, "--data_dir", str(arguments.data_root / task)]
     device = ["--use_cpu"] if arguments.device == "cpu" else []
     command = [sys.executable, str(SCRIPT), *flags.split(), "--task_name", task, "--seed", str(seed)]
-    environment = {**os.environ, "OMP_NUM_THREADS": str(arguments.threads)}
+    run_command([*command, *paths, *device, "--output_dir", str(folder)], folder, arguments.threads)
+
+
+def run_command(command: list[str], folder: Path, threads: int) -> None:
+    """Run a script whose output folder this is; what it prints goes to log.txt there."""
+    folder.mkdir(parents=True, exist_ok=True)
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
     with open(folder / "log.txt", "a", encoding="utf-8") as log:
-        subprocess.run(
-            [*command, *paths, *device, "--output_dir", str(folder)],
-            check=True, stdout=log, stderr=log, env=environment,
-        )  # fmt: skip
+        subprocess.run(command, check=True, stdout=log, stderr=log, env=environment)
 
 
 def run(arguments: argparse.Namespace, task: str, way: str, seed: int) -> Path:

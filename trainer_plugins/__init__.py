@@ -8,9 +8,13 @@ from trainer_plugins.arguments import (
     SuperNetworkArguments,
 )
 from trainer_plugins.checks import check_arguments
+from trainer_plugins.cofi import PruningOutcome, run_pruning
+from trainer_plugins.cofi_arguments import PruningArguments
 from trainer_plugins.distilling_trainer import DistillingTrainer
 from trainer_plugins.eftnas import SuperNetworkPlan, apply_config, plan_super_network
 from trainer_plugins.movement_trainer import MovementSparsityCallback, MovementSparsityTrainer, learn_importance
+from trainer_plugins.pruning_schedule import PruningSchedule
+from trainer_plugins.pruning_trainer import PruningTrainer, QuestionAnsweringPruningTrainer
 from trainer_plugins.question_answering import QuestionAnsweringTrainer
 from trainer_plugins.search import ScoredRows, SearchOutcome, run_search
 from trainer_plugins.staged_training import StagedTraining
@@ -25,6 +29,11 @@ __all__ = [
     "MovementSparsityCallback",
     "MovementSparsityTrainer",
     "NasArguments",
+    "PruningArguments",
+    "PruningOutcome",
+    "PruningSchedule",
+    "PruningTrainer",
+    "QuestionAnsweringPruningTrainer",
     "QuestionAnsweringTrainer",
     "ScoredRows",
     "SearchArguments",
@@ -37,6 +46,7 @@ __all__ = [
     "check_arguments",
     "learn_importance",
     "plan_super_network",
+    "run_pruning",
     "run_search",
     "run_standard_nas",
 ]

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 
 from hf_nas.nncf_config import NncfConfig
+from trainer_plugins.cofi_arguments import PruningArguments
 
 
 @dataclass
@@ -246,7 +247,19 @@ class NasArguments:
     distillation: DistillationArguments = field(default_factory=DistillationArguments)
     eftnas: EftnasArguments = field(default_factory=EftnasArguments)
     search: SearchArguments = field(default_factory=SearchArguments)
+    pruning: PruningArguments = field(default_factory=PruningArguments)
     config: NncfConfig | None = None
+
+    def __post_init__(self) -> None:
+        # Two published systems have a flag of this name.
+        if self.pruning.prunes and self.super_network.temperature != SuperNetworkArguments().temperature:
+            self.pruning.gate_temperature = self.super_network.temperature
+        path, teacher = self.pruning.distillation_path, self.distillation.kd_teacher_model
+        if path is not None and teacher is not None and path != teacher:
+            raise ValueError(
+                f"--distillation_path '{path}' and --kd_teacher_model '{teacher}' name different teachers; give one."
+            )
+        self.distillation.kd_teacher_model = teacher if path is None else path
 
     @property
     def is_elastic(self) -> bool:

@@ -17,6 +17,7 @@ from hf_nas.search import (
 from hf_nas.space import SearchSpace, get_sampler, get_search_space
 from hf_nas.structures import describe
 from trainer_plugins.arguments import DistillationArguments, EftnasArguments, NasArguments, SearchArguments
+from trainer_plugins.cofi_checks import check_prunable
 
 
 NAS_TYPES = ("weight_sharing", "standard")
@@ -39,6 +40,7 @@ def check_arguments(
             range, and what the model cannot be searched by.
     """
     _check_distillation(nas.distillation)
+    check_prunable(nas.pruning, model)
     if not nas.needs_selection_set and not nas.eftnas.only_generate_importance_weight:
         return
     space = _check_super_network(nas, model)

@@ -20,6 +20,9 @@ from trainer_plugins.arguments import (
     SuperNetworkArguments,
 )
 from trainer_plugins.checks import NAS_TYPES
+from trainer_plugins.cofi import PruningOutcome
+from trainer_plugins.cofi_arguments import PruningArguments
+from trainer_plugins.cofi_checks import check_pruning
 from trainer_plugins.search import SearchOutcome
 
 
@@ -118,15 +121,22 @@ def parse_arguments(model_arguments: type, data_arguments: type) -> tuple:
 
     Returns:
         One instance each of the two types, `TrainingArguments` and `NasArguments`.
+
+    Raises:
+        ValueError: if two of the flags name different teachers.
     """
     # More sets of arguments than the scripts of transformers have; their defaults change nothing.
-    ours = (SuperNetworkArguments, DistillationArguments, EftnasArguments, SearchArguments)
+    ours = (SuperNetworkArguments, DistillationArguments, EftnasArguments, SearchArguments, PruningArguments)
     parser = HfArgumentParser((model_arguments, data_arguments, TrainingArguments, *ours))
     if len(sys.argv) == 2 and sys.argv[1].endswith(".json"):
         parsed = parser.parse_json_file(json_file=os.path.abspath(sys.argv[1]))
     else:
         parsed = parser.parse_args_into_dataclasses()
-    return *parsed[:3], NasArguments(*parsed[3:])
+    model, nas = parsed[0], NasArguments(*parsed[3:])
+    if nas.pruning.pretrained_pruned_model is not None:
+        # It brings its own sizes and tokenizer; the name of the pretrained model, if it is given, says neither.
+        model.model_name_or_path = nas.pruning.pretrained_pruned_model
+    return model, *parsed[1:3], nas
 
 
 def needed_splits(
@@ -142,6 +152,7 @@ def needed_splits(
     Raises:
         ValueError: if there is nothing to do, or nothing to search.
     """
+    check_pruning(training, nas)
     search = nas.search
     if search.do_search and search.nas_type in NAS_TYPES and search.nas_type not in nas_types:
         raise ValueError(f"--nas_type {search.nas_type} is not for this task; choose {' or '.join(nas_types)}.")
@@ -255,6 +266,12 @@ def show_search(trainer: Trainer, outcome: SearchOutcome) -> None:
     trainer.save_metrics("search", outcome.metrics)
     if trainer.is_world_process_zero():
         print(f"\n{outcome.table.to_markdown()}\n\nThe chosen model is in {outcome.chosen_folder}.")
+
+
+def show_pruning(trainer: Trainer, outcome: PruningOutcome) -> None:
+    """Print the sizes of a pruned model by all definitions."""
+    if trainer.is_world_process_zero():
+        print(f"\n{outcome.summary()}")
 
 
 def write_card(trainer: Trainer, **card: Any) -> None:

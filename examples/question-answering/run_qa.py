@@ -2,6 +2,7 @@
 
 The flags are those of the script of the same name in transformers, and without others this does the same. With
 `--sampling_strategy` a super-network is trained instead; `--do_search` searches it and hands over a smaller model.
+With `--pruning_type` the model is pruned by trained gates (CoFi) instead, and fine-tuned with `--do_final_finetune`.
 """
 
 import hashlib
@@ -32,7 +33,14 @@ from transformers.utils import check_min_version
 from answers import SpanReader, write_answers
 from arguments import DataTrainingArguments, ModelArguments
 from data import load_data, split_selection
-from trainer_plugins import apply_config, check_arguments, plan_super_network, run_search
+from trainer_plugins import (
+    QuestionAnsweringPruningTrainer,
+    apply_config,
+    check_arguments,
+    plan_super_network,
+    run_pruning,
+    run_search,
+)
 from trainer_plugins.question_answering import QuestionAnsweringTrainer, span_logits
 from trainer_plugins.run_state import Run
 from trainer_plugins.scripts import (
@@ -40,6 +48,7 @@ from trainer_plugins.scripts import (
     needed_splits,
     parse_arguments,
     set_up_logging,
+    show_pruning,
     show_search,
     take,
     token_limit,
@@ -231,26 +240,39 @@ def main() -> None:
 
     # A checkpoint chosen during the training of a super-network must not be chosen on the validation set either.
     eval_questions = selection if nas.needs_selection_set else validation
-    trainer = QuestionAnsweringTrainer(
-        model=model,
-        args=training_args,
-        super_network=nas.super_network,
-        search_space=plan.search_space,
-        stages=plan.stages,
-        scores=plan.scores,
-        teacher=teacher,
-        distillation=nas.distillation,
-        data_collator=data_collator,
-        train_dataset=train_dataset,
-        eval_dataset=eval_questions.inputs if eval_questions else None,
-        eval_examples=eval_questions,
-        post_process_function=post_process,
-        compute_metrics=compute_metrics,
-        processing_class=tokenizer,
-    )
-
-    if training_args.do_train:
-        run.train(trainer)
+    common = {
+        "teacher": teacher,
+        "distillation": nas.distillation,
+        "data_collator": data_collator,
+        "train_dataset": train_dataset,
+        "eval_dataset": eval_questions.inputs if eval_questions else None,
+        "eval_examples": eval_questions,
+        "post_process_function": post_process,
+        "compute_metrics": compute_metrics,
+        "processing_class": tokenizer,
+    }
+    # Pruning: it trains the model, makes it small and trains that, in folders of their own.
+    pruned = None
+    if nas.pruning.is_active:
+        pruned = run_pruning(
+            model, training_args, nas.pruning, sequence_length=max_length, record=run.arguments,
+            latency_batch_size=nas.search.latency_batch_size, trainer_class=QuestionAnsweringPruningTrainer, **common,
+        )  # fmt: skip
+        trainer = pruned.trainer
+        show_pruning(trainer, pruned)
+    # End of pruning, but for where the model card goes.
+    else:
+        trainer = QuestionAnsweringTrainer(
+            model=model,
+            args=training_args,
+            super_network=nas.super_network,
+            search_space=plan.search_space,
+            stages=plan.stages,
+            scores=plan.scores,
+            **common,
+        )
+        if training_args.do_train:
+            run.train(trainer)
 
     if training_args.do_eval:
         metrics = trainer.evaluate(validation.inputs, validation)
@@ -286,6 +308,8 @@ def main() -> None:
             card |= {"dataset_tags": data_args.dataset_name, "dataset": data_args.dataset_name}
             if data_args.dataset_config_name is not None:
                 card["dataset_args"] = data_args.dataset_config_name
+        if pruned is not None:
+            trainer.args.output_dir = str(pruned.folder)
         write_card(trainer, **card)
 
 

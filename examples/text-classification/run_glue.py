@@ -3,6 +3,7 @@
 The flags are those of the script of the same name in transformers, and without others this does the same. With
 `--sampling_strategy` a super-network is trained instead; `--do_search` searches it and hands over a smaller model.
 With `--do_search --nas_type standard` no super-network is trained, but every candidate of the search for itself.
+With `--pruning_type` the model is pruned by trained gates (CoFi) instead, and fine-tuned with `--do_final_finetune`.
 """
 
 import logging
@@ -34,6 +35,7 @@ from trainer_plugins import (
     apply_config,
     check_arguments,
     plan_super_network,
+    run_pruning,
     run_search,
     run_standard_nas,
 )
@@ -44,6 +46,7 @@ from trainer_plugins.scripts import (
     needed_splits,
     parse_arguments,
     set_up_logging,
+    show_pruning,
     show_search,
     take,
     token_limit,
@@ -195,24 +198,37 @@ def main() -> None:
 
     # A checkpoint chosen during the training of a super-network must not be chosen on the validation set either.
     eval_dataset = selection_dataset if nas.needs_selection_set else next(iter(validation_datasets.values()), None)
-    trainer = SuperNetworkTrainer(
-        model=model,
-        args=training_args,
-        super_network=nas.super_network,
-        search_space=plan.search_space,
-        stages=plan.stages,
-        scores=plan.scores,
-        teacher=teacher,
-        distillation=nas.distillation,
-        data_collator=data_collator,
-        train_dataset=train_dataset,
-        eval_dataset=eval_dataset,
-        compute_metrics=compute_metrics,
-        processing_class=tokenizer,
-    )
-
-    if training_args.do_train:
-        run.train(trainer)
+    common = {
+        "teacher": teacher,
+        "distillation": nas.distillation,
+        "data_collator": data_collator,
+        "train_dataset": train_dataset,
+        "eval_dataset": eval_dataset,
+        "compute_metrics": compute_metrics,
+        "processing_class": tokenizer,
+    }
+    # Pruning: it trains the model, makes it small and trains that, in folders of their own.
+    pruned = None
+    if nas.pruning.is_active:
+        pruned = run_pruning(
+            model, training_args, nas.pruning, sequence_length=max_length, record=run.arguments,
+            latency_batch_size=nas.search.latency_batch_size, **common,
+        )  # fmt: skip
+        trainer = pruned.trainer
+        show_pruning(trainer, pruned)
+    # End of pruning, but for where the model card goes.
+    else:
+        trainer = SuperNetworkTrainer(
+            model=model,
+            args=training_args,
+            super_network=nas.super_network,
+            search_space=plan.search_space,
+            stages=plan.stages,
+            scores=plan.scores,
+            **common,
+        )
+        if training_args.do_train:
+            run.train(trainer)
 
     if trains_candidates:
         if training_args.do_eval:
@@ -253,6 +269,8 @@ def main() -> None:
         card = {"finetuned_from": model_args.model_name_or_path, "tasks": "text-classification"}
         if data_args.task_name is not None:
             card |= {"dataset": data_args.task_name.upper(), "dataset_args": data_args.task_name}
+        if pruned is not None:
+            trainer.args.output_dir = str(pruned.folder)
         write_card(trainer, **card)
 
 

@@ -1,0 +1,180 @@
+"""Refuses flags of a pruning that cannot work, before anything is tokenised or trained."""
+
+from pathlib import Path
+
+from transformers import PreTrainedModel, TrainingArguments
+
+from hf_nas.distillation import VERSIONS, DistillationObjective
+from hf_nas.gates import BudgetController, UnitGates, parse_kinds
+from hf_nas.profiling import mac_costs, parameter_costs
+from hf_nas.subnetwork import FILE_NAME
+from trainer_plugins.arguments import NasArguments
+from trainer_plugins.cofi_arguments import BUDGETS, PruningArguments
+from trainer_plugins.pruning_schedule import PruningSchedule
+
+
+def check_pruning(training: TrainingArguments, nas: NasArguments) -> None:
+    """Refuse flags of a pruning that contradict each other or others; nothing where nothing is pruned.
+
+    Raises:
+        ValueError: that says which.
+    """
+    pruning = nas.pruning
+    if not pruning.is_active:
+        _check_unused(pruning)
+        return
+    if not training.do_train:
+        raise ValueError("Pruning is a training; add --do_train.")
+    given = {
+        "--sampling_strategy": nas.is_elastic,
+        "--do_search": nas.search.do_search,
+        "--nncf_config": nas.eftnas.nncf_config is not None,
+        "--checkpoint_dir_model": nas.search.checkpoint_dir_model is not None,
+        "--reorg_cache_model": nas.eftnas.reorg_cache_model is not None,
+        "--only_generate_importance_weight": nas.eftnas.only_generate_importance_weight,
+    }
+    ours = "--pruning_type" if pruning.prunes else "--pretrained_pruned_model"
+    for flag, is_given in given.items():
+        if is_given:
+            raise ValueError(f"{ours} trains no super-network to search; leave out {flag}, or {ours}.")
+    _check_pruned(pruning)
+    _check_distillation(pruning, nas.distillation.kd_teacher_model)
+    if pruning.prunes:
+        _check_target(pruning)
+        if training.max_steps <= 0:
+            schedule_of(pruning).check(training)
+
+
+def check_prunable(pruning: PruningArguments, model: PreTrainedModel) -> None:
+    """Refuse kinds of units that the model does not have, and a target that pruning them cannot reach.
+
+    Raises:
+        ValueError: that says what can be reached.
+    """
+    if not pruning.prunes:
+        return
+    kinds = parse_kinds(pruning.pruning_type)
+    with UnitGates(model, kinds) as gates:
+        if pruning.pruning_budget != "latency":  # which is not measured yet
+            costs = parameter_costs(model) if pruning.pruning_budget == "params" else mac_costs(model, 128)
+            BudgetController(costs, pruning.target_sparsity).check(gates)
+        elif "hidden" in gates.kinds:
+            raise ValueError(
+                "--pruning_budget latency has no measurements of pruned hidden dimensions; leave hidden out of "
+                "--pruning_type, or choose params or macs."
+            )
+
+
+def schedule_of(pruning: PruningArguments) -> PruningSchedule:
+    """The schedule that the flags ask for.
+
+    Raises:
+        ValueError: for numbers out of range.
+    """
+    return PruningSchedule(
+        prepruning_epochs=pruning.prepruning_finetune_epochs,
+        warmup_epochs=pruning.lagrangian_warmup_epochs,
+        learning_rate=pruning.reg_learning_rate,
+        epsilon=pruning.sparsity_epsilon,
+    )
+
+
+def objective_of(pruning: PruningArguments, with_layers: bool = True) -> DistillationObjective | None:
+    """The losses that the flags ask for, None without `--do_distill`.
+
+    Args:
+        pruning: the flags.
+        with_layers: whether there are layers to compare.
+
+    Raises:
+        ValueError: for weights or a temperature out of range.
+    """
+    if not pruning.do_distill:
+        return None
+    return DistillationObjective(
+        layer_weight=pruning.distill_loss_alpha if pruning.do_layer_distill and with_layers else 0.0,
+        soft_label_weight=pruning.distill_ce_loss_alpha,
+        label_weight=pruning.distill_label_loss_alpha,
+        temperature=pruning.distill_temp,
+    )
+
+
+def _check_unused(pruning: PruningArguments) -> None:
+    """Without a pruning, these would do nothing."""
+    given = {
+        "--do_final_finetune": pruning.do_final_finetune,
+        "--target_sparsity": pruning.target_sparsity != PruningArguments().target_sparsity,
+        "--do_distill": pruning.do_distill,
+        "--do_layer_distill": pruning.do_layer_distill,
+        "--cache_teacher_logits": pruning.cache_teacher_logits,
+    }
+    for flag, is_given in given.items():
+        if is_given:
+            raise ValueError(
+                f"{flag} belongs to a pruning; add --pruning_type or --pretrained_pruned_model, or leave it out (a "
+                "teacher for a plain fine-tuning is given by --kd_teacher_model)."
+            )
+
+
+def _check_pruned(pruning: PruningArguments) -> None:
+    if pruning.pretrained_pruned_model is None:
+        return
+    if pruning.prunes:
+        raise ValueError(
+            f"--pretrained_pruned_model '{pruning.pretrained_pruned_model}' is fine-tuned and --pruning_type "
+            f"'{pruning.pruning_type}' asks to prune; leave out either of them."
+        )
+    if not (Path(pruning.pretrained_pruned_model) / FILE_NAME).is_file():
+        raise ValueError(
+            f"--pretrained_pruned_model '{pruning.pretrained_pruned_model}' is no folder of a pruned model, which has "
+            f"a {FILE_NAME}; give the folder pruned/ of a pruning, or what hf-nas convert-cofi wrote."
+        )
+
+
+def _check_distillation(pruning: PruningArguments, teacher: str | None) -> None:
+    if pruning.do_distill and teacher is None:
+        raise ValueError("--do_distill needs a teacher that was fine-tuned on the task; add --distillation_path.")
+    if pruning.distillation_path is not None and not pruning.do_distill:
+        raise ValueError("--distillation_path names a teacher that nothing is learnt from; add --do_distill.")
+    if pruning.do_layer_distill and not pruning.do_distill:
+        raise ValueError("--do_layer_distill is a part of distillation; add --do_distill.")
+    if pruning.cache_teacher_logits and (teacher is None or pruning.do_layer_distill):
+        reason = "there is no teacher" if teacher is None else "the teacher runs anyway for --do_layer_distill"
+        raise ValueError(f"--cache_teacher_logits is given, but {reason}; leave it out.")
+    if not pruning.do_layer_distill:
+        objective_of(pruning)
+        return
+    if pruning.layer_distill_version not in VERSIONS:
+        raise ValueError(
+            f"layer_distill_version is {pruning.layer_distill_version}; choose one of "
+            f"{', '.join(map(str, VERSIONS))} (the published default 1 was never written, its scripts have 4)."
+        )
+    objective_of(pruning)
+    if not pruning.distill_loss_alpha > 0:
+        raise ValueError(
+            f"distill_loss_alpha is {pruning.distill_loss_alpha:g}, with which layers are not learnt; choose a weight "
+            "above 0, or leave out --do_layer_distill."
+        )
+
+
+def _check_target(pruning: PruningArguments) -> None:
+    parse_kinds(pruning.pruning_type)
+    if pruning.pruning_budget not in BUDGETS:
+        raise ValueError(f"pruning_budget is {pruning.pruning_budget!r}; choose one of {', '.join(BUDGETS)}.")
+    if not 0 < pruning.target_sparsity < 1:
+        raise ValueError(
+            f"target_sparsity is {pruning.target_sparsity:g}; give the fraction to remove, between 0 and 1, such as "
+            "0.6 or 0.95."
+        )
+    if not 0 < pruning.droprate_init < 1:
+        raise ValueError(f"droprate_init is {pruning.droprate_init:g}; choose a number between 0 and 1, such as 0.5.")
+    positive = ("gate_temperature", *(("final_finetune_epochs",) if pruning.do_final_finetune else ()))
+    for name in positive:
+        if not getattr(pruning, name) > 0:
+            raise ValueError(f"{name} is {getattr(pruning, name):g}; choose a number above 0.")
+    if pruning.final_finetune_learning_rate is not None and not pruning.final_finetune_learning_rate > 0:
+        raise ValueError(
+            f"final_finetune_learning_rate is {pruning.final_finetune_learning_rate:g}; choose a number above 0, or "
+            "leave it out for that of the pruning."
+        )
+    schedule_of(pruning)

@@ -1,0 +1,121 @@
+"""What a pruning leaves on the disk beside the models, and reads again when it goes on."""
+
+import json
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+from hf_nas.distillation import LayerDistillation
+from hf_nas.files import atomic_path
+from hf_nas.profiling import LatencyTable, UnitCosts, linear_costs, mac_costs, parameter_costs
+from hf_nas.structures import describe
+from hf_nas.subnetwork import FILE_NAME, SubNetwork
+
+
+logger = logging.getLogger(__name__)
+
+REPORT_FILE = "pruning.json"
+REPORT_FORMAT = "hf_nas.pruning/1"
+LATENCY_FILE = "latency.json"
+LAYER_MAPS_FILE = "layer_distillation.safetensors"
+
+
+def last_complete_checkpoint(folder: Path) -> str | None:
+    """The last checkpoint that was written to its end, None if there is none.
+
+    `Trainer` writes the state last, so one without it was being written when the run was killed.
+    """
+    checkpoints = {}
+    for path in folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
+        try:
+            json.loads((path / "trainer_state.json").read_text(encoding="utf-8"))
+            checkpoints[int(path.name.rpartition("-")[2])] = str(path)
+        except (OSError, ValueError):
+            continue
+    return checkpoints[max(checkpoints)] if checkpoints else None
+
+
+def read_report(folder: Path) -> dict[str, Any]:
+    """What is known of the pruning of this model; nothing if it was pruned elsewhere."""
+    path = folder / REPORT_FILE
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
+def read_sub_network(folder: Path) -> SubNetwork:
+    """The sub-network beside a pruned model.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    if not (folder / FILE_NAME).is_file():
+        raise ValueError(
+            f"The folder '{folder}' has no {FILE_NAME}; give the folder pruned/ of a pruning, or what hf-nas "
+            "convert-cofi wrote."
+        )
+    return SubNetwork.load(folder)
+
+
+def save_layer_maps(maps: Mapping[str, LayerDistillation], sub_network: SubNetwork, folder: Path) -> None:
+    """Keep the trained maps from layers of the student to those of the teacher, without pruned dimensions."""
+    tensors = {}
+    for stack, distillation in maps.items():
+        weight, bias = distillation.transform.weight.detach(), distillation.transform.bias.detach()
+        if sub_network.hidden is not None:
+            weight = weight[:, list(sub_network.hidden)]
+        tensors[f"{stack}.weight"], tensors[f"{stack}.bias"] = weight.cpu().contiguous(), bias.cpu().contiguous()
+    with atomic_path(folder / LAYER_MAPS_FILE) as temporary:
+        save_file(tensors, temporary)
+
+
+@torch.no_grad()
+def load_layer_maps(maps: Mapping[str, LayerDistillation], folder: Path) -> None:
+    """Go on with the maps beside a pruned model, where there are some; those of another teacher may not fit."""
+    path = folder / LAYER_MAPS_FILE
+    if not path.is_file():
+        return
+    tensors = load_file(path)
+    for stack, distillation in maps.items():
+        weight, bias = tensors.get(f"{stack}.weight"), tensors.get(f"{stack}.bias")
+        if weight is None or weight.shape != distillation.transform.weight.shape:
+            logger.warning("The map of layers in '%s' is for another teacher; the %s starts anew.", path, stack)
+            continue
+        distillation.transform.weight.copy_(weight)
+        distillation.transform.bias.copy_(bias)
+
+
+def budget_costs(
+    budget: str, model: PreTrainedModel, folder: Path, sequence_length: int, batch_size: int
+) -> UnitCosts:
+    """What units cost; latencies are measured once for a folder, so that a run that goes on has the same.
+
+    Args:
+        budget: "params", "macs" or "latency".
+        model: without gates.
+        folder: of the training.
+        sequence_length: tokens of a sequence.
+        batch_size: sequences of a pass whose latency counts.
+    """
+    if budget == "params":
+        return parameter_costs(model)
+    if budget == "macs":
+        return mac_costs(model, sequence_length)
+    path = folder / LATENCY_FILE
+    if not path.is_file():
+        LatencyTable.measure(model, batch_size, sequence_length).save(path)
+    return linear_costs(model, LatencyTable.load(path, describe(model)).predict)
+
+
+def set_embeddings(model: PreTrainedModel, trained: bool) -> None:
+    """Train the embeddings with their normalisations, or freeze them; tied heads go with them."""
+    words = model.get_input_embeddings()
+    for name, module in model.named_modules():
+        if module is words or "embed" in name or (isinstance(module, nn.Embedding) and name.endswith("wpe")):
+            for parameter in module.parameters():
+                parameter.requires_grad_(trained)

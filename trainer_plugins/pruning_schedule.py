@@ -1,0 +1,118 @@
+"""When gates act and how fast they and the weights learn, for a [`PruningTrainer`]."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+from torch.optim.lr_scheduler import LambdaLR
+from transformers import TrainingArguments, get_scheduler
+
+from hf_nas.gates import GateValues
+from hf_nas.structures import ModelStructure
+
+
+class TrainableGates(Protocol):
+    """What the trainer needs to know of gates: a module attached to the model, such as [`hf_nas.gates.UnitGates`]."""
+
+    structure: ModelStructure
+    active: bool
+
+    @property
+    def current(self) -> GateValues | None:
+        """What the last forward pass multiplied with."""
+
+    def clamp(self) -> None:
+        """Called after each optimizer step."""
+
+    def detach(self) -> None:
+        """Take all hooks off the model."""
+
+    def parameter_group(self, learning_rate: float) -> dict[str, Any]:
+        """Their parameters as a group of an optimizer."""
+
+
+@dataclass(frozen=True)
+class PruningSchedule:
+    """When the gates act and how fast they learn.
+
+    Args:
+        prepruning_epochs: during which the gates do not act and do not learn.
+        warmup_epochs: after these, over which the target of the budget rises from 0.
+        learning_rate: of gates and multipliers, constant.
+        epsilon: how much less than the target the expected sparsity of the best model may be.
+
+    Raises:
+        ValueError: for numbers out of range.
+    """
+
+    prepruning_epochs: float = 1.0
+    warmup_epochs: float = 2.0
+    learning_rate: float = 0.01
+    epsilon: float = 0.01
+
+    def __post_init__(self) -> None:
+        for name in ("prepruning_epochs", "warmup_epochs", "epsilon"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name} of the pruning is {getattr(self, name)}; give a number of at least 0.")
+        if not 0 < self.learning_rate < math.inf:
+            raise ValueError(f"The learning rate of the gates is {self.learning_rate}; give a number above 0.")
+
+    @property
+    def shortest(self) -> float:
+        """Epochs that a training takes longer than."""
+        return self.prepruning_epochs + self.warmup_epochs
+
+    def check(self, arguments: TrainingArguments) -> None:
+        """Raise a `ValueError` unless a training with these arguments outlasts the schedule."""
+        if arguments.max_steps <= 0 and arguments.num_train_epochs <= self.shortest:
+            raise ValueError(
+                f"num_train_epochs is {arguments.num_train_epochs:g}, but pruning begins after epoch "
+                f"{self.prepruning_epochs:g} and its target is reached {self.warmup_epochs:g} epochs later; train for "
+                "longer than that."
+            )
+        rate_factor(arguments, 1)
+
+    def steps(self, steps_per_epoch: int, max_steps: int) -> tuple[int, int]:
+        """The optimizer step before which the gates begin to act, and how many steps the target rises after it.
+
+        Raises:
+            ValueError: if nothing is left of the training after these.
+        """
+        start = round(self.prepruning_epochs * steps_per_epoch)
+        warmup = round(self.warmup_epochs * steps_per_epoch)
+        if start + warmup >= max_steps:
+            raise ValueError(
+                f"The training has {max_steps} steps, but pruning begins after {start} and its target is reached "
+                f"{warmup} steps later; train for longer than that."
+            )
+        return start, warmup
+
+
+def rate_factor(arguments: TrainingArguments, steps: int) -> Callable[[int], float]:
+    """What the learning rate of `arguments` is multiplied with at each step of so many.
+
+    Raises:
+        ValueError: if that depends on more than the number of the step.
+    """
+    scheduler = get_scheduler(
+        arguments.lr_scheduler_type,
+        optimizer=torch.optim.SGD([nn.Parameter(torch.zeros(()))], lr=arguments.learning_rate),
+        num_warmup_steps=arguments.get_warmup_steps(steps),
+        num_training_steps=steps,
+        scheduler_specific_kwargs=arguments.lr_scheduler_kwargs,
+    )
+    if not isinstance(scheduler, LambdaLR):
+        raise ValueError(
+            f"lr_scheduler_type is '{arguments.lr_scheduler_type.value}', which goes by more than the number of the "
+            "step, so that it cannot start again when pruning does; choose linear, cosine or constant."
+        )
+    return scheduler.lr_lambdas[0]
+
+
+def restarted_factor(arguments: TrainingArguments, steps: int, start: int) -> Callable[[int], float]:
+    """The same, from its beginning again at step `start`, over the rest of the steps."""
+    before, after = rate_factor(arguments, steps), rate_factor(arguments, steps - start)
+    return lambda step: before(step) if step < start else after(step - start)

@@ -1,0 +1,382 @@
+"""A `Trainer` that trains gates together with the weights that they multiply, in two phases, with one optimizer."""
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim.lr_scheduler import LambdaLR
+from transformers import PreTrainedModel, TrainerCallback
+
+from hf_nas.distillation import (
+    ROW_COLUMN,
+    DistillationObjective,
+    LayerDistillation,
+    LayerOutputs,
+    TeacherLogits,
+    logits_of,
+    position_mask,
+    present_layers,
+)
+from hf_nas.extraction import save_extracted
+from hf_nas.gates import BudgetController
+from hf_nas.structures import describe
+from hf_nas.subnetwork import SubNetwork
+from trainer_plugins.distilling_trainer import DistillingTrainer
+from trainer_plugins.pruning_schedule import PruningSchedule, TrainableGates, restarted_factor
+from trainer_plugins.question_answering import QuestionAnsweringTrainer
+
+
+# Under these names gates, multipliers and the maps of layer distillation are parts of the model while it is trained.
+_GATES, _CONTROLLER, _LAYERS = "unit_gates", "budget_controller", "layer_distillation"
+
+
+class PruningTrainer(DistillingTrainer):
+    """Trains weights and gates (CoFi; Xia et al., 2022), or, without gates, fine-tunes what was pruned.
+
+    First the model is trained as it is. Then gates act and learn: the optimizer starts anew, the learning rate of the
+    weights at its peak, from which it falls over the rest as `args` say. Gates and multipliers have parameter groups
+    with a constant learning rate in the same optimizer, without weight decay, and their gradients are not clipped.
+    While the trainer has them they are parts of the model, so that checkpoints hold them and processes share them;
+    [`release`] takes them off. `load_best_model_at_end` chooses among the evaluations that meet the target.
+
+    Args:
+        gates: attached to the model.
+        controller: of the budget; without one nothing holds the gates at a size but themselves.
+        schedule: of the pruning.
+        objective: weights of the losses on layers, logits and labels; by default those of [`DistillingTrainer`].
+        layer_distillation: a module for each stack of layers, by name, if layers are taught.
+        teacher_logits: the teacher's answers for rows of the training set, which has the column for them; without, it
+            is asked each time.
+        sub_network: what the model was extracted from; it is saved beside it.
+        kwargs: of [`DistillingTrainer`] and `Trainer`.
+
+    Raises:
+        ValueError: if the target cannot be reached, the losses need a teacher, or for settings of `args` under which
+            gates cannot be trained.
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        gates: TrainableGates | None = None,
+        controller: BudgetController | None = None,
+        schedule: PruningSchedule | None = None,
+        objective: DistillationObjective | None = None,
+        layer_distillation: Mapping[str, LayerDistillation] | None = None,
+        teacher_logits: TeacherLogits | None = None,
+        sub_network: SubNetwork | None = None,
+        **kwargs: Any,
+    ):
+        super().__init__(*args, **kwargs)
+        self.gates, self.controller, self.schedule = gates, controller, schedule or PruningSchedule()
+        self.objective, self.teacher_logits, self.sub_network = objective, teacher_logits, sub_network
+        self.layer_distillation = None if layer_distillation is None else nn.ModuleDict(layer_distillation)
+        self._check()
+        self._structure = describe(self.model)
+        self._start: int | None = None
+        self._batches_per_epoch: int | None = None
+        self._rows: torch.Tensor | None = None
+        self._constant_groups = 0
+        self._student_layers: LayerOutputs | None = None
+        self._teacher_layers: LayerOutputs | None = None
+        for name, module in self._parts().items():
+            self.model.add_module(name, module.to(self.args.device))
+        if self.layer_distillation is not None:
+            self._student_layers = LayerOutputs(self.model, tuple(self.layer_distillation))
+            teacher = self.accelerator.unwrap_model(self.teacher)
+            self._teacher_layers = LayerOutputs(teacher, tuple(self.layer_distillation))
+        if gates is not None:
+            self.add_callback(_PruningSteps(self))
+
+    def _parts(self) -> dict[str, nn.Module]:
+        parts = {_GATES: self.gates, _CONTROLLER: self.controller, _LAYERS: self.layer_distillation}
+        return {name: module for name, module in parts.items() if module is not None}
+
+    def _check(self) -> None:
+        if self.teacher is None and (self.objective or self.layer_distillation or self.teacher_logits):
+            raise ValueError(
+                "Distillation is asked for, but there is no teacher; give a model fine-tuned on the task."
+            )
+        if self.objective is not None and self.objective.layer_weight > 0 and self.layer_distillation is None:
+            raise ValueError(
+                f"layer_weight is {self.objective.layer_weight:g}, but there is no layer_distillation; give one, or "
+                "set the weight to 0."
+            )
+        if self.layer_distillation is not None and (self.objective is None or self.objective.layer_weight == 0):
+            raise ValueError(
+                "There is a layer_distillation, but no objective with a layer_weight above 0, so it would not be "
+                "trained; give one, or leave it out."
+            )
+        if self._parts() and (self.is_fsdp_enabled or self.is_deepspeed_enabled or self.args.n_gpu > 1):
+            raise ValueError(
+                "Gates and layer distillation are trained on one device or with data parallelism by processes, not "
+                "with FSDP, DeepSpeed or several devices in one process; start the training with torchrun."
+            )
+        handler = self.accelerator.ddp_handler
+        if self._parts() and handler is not None:
+            if self.args.ddp_find_unused_parameters:
+                raise ValueError(
+                    "ddp_find_unused_parameters is True, with which parameters that only the loss uses cannot be "
+                    "trained; leave it out."
+                )
+            handler.find_unused_parameters = False
+        if self.gates is None:
+            return
+        if self.controller is not None:
+            self.controller.check(self.gates)
+        self.schedule.check(self.args)
+
+    @property
+    def is_pruning(self) -> bool:
+        """Whether the gates act by now."""
+        return self.gates is not None and self.gates.active
+
+    def release(self) -> PreTrainedModel:
+        """Take gates, multipliers and maps of layer distillation off the model and return it; they stay here."""
+        for name in self._parts():
+            if hasattr(self.model, name):
+                delattr(self.model, name)
+        if self.gates is not None:
+            self.gates.detach()
+        return self.model
+
+    # Lengths, optimizer and learning rates.
+
+    def get_train_dataloader(self):
+        """The batches of an epoch, which are counted."""
+        dataloader = super().get_train_dataloader()
+        with contextlib.suppress(TypeError):  # a data set without a length
+            self._batches_per_epoch = len(dataloader)
+        return dataloader
+
+    def _steps_per_epoch(self) -> int:
+        if self._batches_per_epoch is None:
+            raise ValueError(
+                "The training set has no length, so that epochs before and during pruning cannot be counted; give "
+                "one that is not streamed."
+            )
+        return max(-(-self._batches_per_epoch // self.args.gradient_accumulation_steps), 1)
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """The optimizer of `Trainer` for the weights, with groups for gates and multipliers."""
+        if self.gates is None or self.optimizer is not None:
+            return super().create_optimizer(model)
+        ours = list(self._constant_parameters())
+        for parameter in ours:  # so that it looks frozen to the method that makes the groups of the weights
+            parameter.requires_grad_(False)
+        try:
+            optimizer = super().create_optimizer(model)
+        finally:
+            for parameter in ours:
+                parameter.requires_grad_(True)
+        groups = [self.gates.parameter_group(self.schedule.learning_rate)]
+        if self.controller is not None:
+            if "maximize" not in optimizer.defaults:
+                raise ValueError(
+                    f"optim is '{self.args.optim.value}', which cannot maximise over the multipliers of the budget; "
+                    "choose adamw_torch_fused or adamw_torch."
+                )
+            groups.append(self.controller.parameter_group(self.schedule.learning_rate))
+        for group in groups:
+            optimizer.add_param_group(group)
+        self._constant_groups = len(groups)
+        return optimizer
+
+    def _constant_parameters(self) -> Iterator[nn.Parameter]:
+        for module in (self.gates, self.controller):
+            if module is not None:
+                yield from module.parameters()
+
+    def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None):
+        """The learning rates of `args`, for the weights alone, from their beginning again when pruning starts."""
+        if self.gates is None or self.lr_scheduler is not None:
+            return super().create_scheduler(num_training_steps, optimizer)
+        optimizer = optimizer or self.optimizer
+        self._start, warmup = self.schedule.steps(self._steps_per_epoch(), num_training_steps)
+        if self.controller is not None:
+            self.controller.warmup_steps = warmup
+        weights = len(optimizer.param_groups) - self._constant_groups
+        factors = [restarted_factor(self.args, num_training_steps, self._start)] * weights
+        self.lr_scheduler = LambdaLR(optimizer, factors + [lambda step: 1.0] * self._constant_groups)
+        self._created_lr_scheduler = True
+        return self.lr_scheduler
+
+    def _clip_grad_norm(self, model: nn.Module) -> torch.Tensor:
+        if self.gates is None:
+            return super()._clip_grad_norm(model)
+        ours = {id(parameter) for parameter in self._constant_parameters()}
+        weights = [parameter for parameter in model.parameters() if id(parameter) not in ours]
+        return self.accelerator.clip_grad_norm_(weights, self.args.max_grad_norm)
+
+    def set_phase(self) -> None:
+        """Say whether the gates act from the current optimizer step on."""
+        self.gates.active = self.state.global_step >= self._start
+
+    def begin_step(self) -> None:
+        """Say whether the gates act in the optimizer step that begins; the optimizer starts anew when they do."""
+        self.set_phase()
+        if self.state.global_step == self._start > 0:
+            # Moments of gates that got gradients of 0 all the time would make their first steps too large.
+            self.optimizer.state.clear()
+
+    # Losses.
+
+    def _set_signature_columns_if_needed(self) -> None:
+        super()._set_signature_columns_if_needed()
+        if self.teacher_logits is not None and ROW_COLUMN not in self._signature_columns:
+            self._signature_columns.append(ROW_COLUMN)
+
+    def training_step(
+        self,
+        model: nn.Module,
+        inputs: dict[str, torch.Tensor | Any],
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> torch.Tensor:
+        """One forward and backward pass, with one draw of all gates."""
+        inputs = dict(inputs)
+        self._rows = inputs.pop(ROW_COLUMN, None)
+        return super().training_step(model, inputs, num_items_in_batch)
+
+    def _ask_teacher(self, inputs: Mapping[str, Any]) -> tuple[torch.Tensor, ...]:
+        if self.teacher_logits is None:
+            with self._teacher_layers or contextlib.nullcontext():
+                return super()._ask_teacher(inputs)
+        if self._rows is None:
+            raise ValueError(f"The batch has no column {ROW_COLUMN!r}; train on what TeacherLogits.attach returned.")
+        mask = inputs.get("attention_mask")
+        logits = self.teacher_logits.lookup(self._rows, mask if self.teacher_logits.per_position else None)
+        logits = tuple(each.to(self.args.device) for each in logits)
+        return logits if self._label_order is None else tuple(each[..., self._label_order] for each in logits)
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, torch.Tensor | Any],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> torch.Tensor | tuple[torch.Tensor, Any]:
+        """Mean loss over the batch, in training with the teacher's and the budget's parts."""
+        collects = self._student_layers is not None and model.training
+        with self._student_layers if collects else contextlib.nullcontext():
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+
+    def training_loss(self, task_loss: torch.Tensor, outputs: Any, inputs: Mapping[str, Any]) -> torch.Tensor:
+        """What is minimised over the weights and gates, and maximised over the multipliers."""
+        if self.objective is None:
+            loss = super().training_loss(task_loss, outputs, inputs)
+        else:
+            logits = logits_of(outputs)
+            loss = self.objective(
+                student_logits=logits,
+                teacher_logits=self._teacher_logits,
+                layer_loss=self._layer_loss(inputs) if self.layer_distillation is not None else None,
+                task_loss=task_loss,
+                regression=self.is_regression,
+                mask=self.distillation_mask(logits, inputs),
+            ).total
+            if self.objective.soft_label_weight == self.objective.label_weight == 0:
+                # Data parallelism waits for a gradient of the task head as well.
+                loss = loss + 0.0 * sum(each.float().sum() for each in logits)
+        penalty = self.gate_penalty()
+        if penalty is None:
+            return loss
+        # Before pruning starts, gates and multipliers get gradients of 0.
+        return loss + (penalty if self.is_pruning else 0.0 * penalty)
+
+    @property
+    def pruning_step(self) -> int:
+        """Optimizer steps since the gates began to act."""
+        return max(self.state.global_step - (self._start or 0), 0)
+
+    def gate_penalty(self) -> torch.Tensor | None:
+        """What the gates cost in this step, a scalar that may be negative; None if nothing holds them at a size."""
+        return None if self.controller is None else self.controller.loss(self.gates, self.pruning_step)
+
+    def _layer_loss(self, inputs: Mapping[str, Any]) -> torch.Tensor:
+        # Layers that teach are drawn by the step, so that all processes and a resumed run draw the same.
+        generator = torch.Generator().manual_seed((self.args.seed << 32) + self.state.global_step)
+        losses = [
+            distillation(
+                self._student_layers[stack],
+                self._teacher_layers[stack],
+                position_mask(inputs, stack, self.model.config.is_encoder_decoder),
+                self._unpruned(stack),
+                generator,
+            ).loss
+            for stack, distillation in self.layer_distillation.items()
+        ]
+        return sum(losses)
+
+    def _unpruned(self, stack: str) -> torch.Tensor:
+        """Which layers of a stack have anything left in this pass, shape `(layers,)`."""
+        present = present_layers(self._structure, stack).to(self.args.device)
+        if self.gates is None:
+            return present
+        gates = self.gates.current.sub_layers
+        layers = []
+        for layer, is_present in enumerate(present):
+            values = [gates.get(s.name) for s in self._structure.stack(stack) if s.layer == layer and s.units > 0]
+            if values and all(value is not None for value in values):
+                is_present = torch.stack([value.detach().reshape(()) != 0 for value in values]).any()
+            layers.append(is_present)
+        return torch.stack(layers)
+
+    # Logs, the best model, and what is saved.
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Log sparsity, target and multipliers beside losses and metrics."""
+        if self.is_in_train and self.is_pruning and self.controller is not None:
+            logs = {
+                **logs,
+                "expected_sparsity": self.expected_sparsity(),
+                "target_sparsity": self.controller.target_at(self.pruning_step),
+                "lambda_1": self.controller.lambda_1.item(),
+                "lambda_2": self.controller.lambda_2.item(),
+            }
+        super().log(logs, start_time)
+
+    @torch.no_grad()
+    def expected_sparsity(self) -> float:
+        """The expected sparsity of the gates now."""
+        return float(self.controller.expected_sparsity(self.gates))
+
+    def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
+        """Whether this is the best evaluation so far; before the target is met, none is."""
+        if self.gates is not None:
+            if not self.is_pruning:
+                return False
+            if self.controller is not None:
+                if self.expected_sparsity() < self.controller.target - self.schedule.epsilon:
+                    return False
+        return super()._determine_best_metric(metrics, trial)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        super()._save(output_dir, state_dict)
+        if self.sub_network is not None and self.args.should_save:
+            folder = self.args.output_dir if output_dir is None else output_dir
+            save_extracted(self.model, self.sub_network, folder, self.processing_class)
+
+
+class QuestionAnsweringPruningTrainer(PruningTrainer, QuestionAnsweringTrainer):
+    """A [`PruningTrainer`] that evaluates answers, as [`QuestionAnsweringTrainer`] does."""
+
+
+class _PruningSteps(TrainerCallback):
+    """Tells a trainer with gates when optimizer steps begin and end; all state is in model and optimizer."""
+
+    def __init__(self, trainer: PruningTrainer):
+        self._trainer = trainer
+
+    def on_train_begin(self, args, state, control, **kwargs) -> None:
+        """A training that goes on may do so at its end, without another step."""
+        self._trainer.set_phase()
+
+    def on_step_begin(self, args, state, control, **kwargs) -> None:
+        """Say whether the gates act in this step."""
+        self._trainer.begin_step()
+
+    def on_optimizer_step(self, args, state, control, **kwargs) -> None:
+        """Keep the gates where they can still change."""
+        self._trainer.gates.clamp()
