@@ -7,6 +7,7 @@ import torch
 from transformers import PreTrainedModel
 
 from hf_nas.importance.gradient import gradient
+from hf_nas.importance.head_gradient import HeadOrder, head_gradient, michel, michel_order, order_heads
 from hf_nas.importance.magnitude import magnitude
 from hf_nas.importance.movement import MovementScores, MovementSettings, MovementSparsity, unit_scores
 from hf_nas.importance.reorder import reorder
@@ -14,13 +15,18 @@ from hf_nas.structures import ModelStructure
 
 
 __all__ = [
+    "HeadOrder",
     "Importance",
     "MovementScores",
     "MovementSettings",
     "MovementSparsity",
     "get_importance",
     "gradient",
+    "head_gradient",
     "magnitude",
+    "michel",
+    "michel_order",
+    "order_heads",
     "register_importance",
     "reorder",
     "unit_scores",
@@ -29,7 +35,7 @@ __all__ = [
 # Scores by sub-layer name, from the model, its structure and batches of its task, which are made as they are read.
 Importance = Callable[[PreTrainedModel, ModelStructure, Iterable[Mapping[str, Any]]], dict[str, torch.Tensor]]
 
-_IMPORTANCES: dict[str, Importance] = {"magnitude": magnitude, "gradient": gradient}
+_IMPORTANCES: dict[str, Importance] = {"magnitude": magnitude, "gradient": gradient, "michel": michel}
 
 
 def register_importance(name: str, importance: Importance) -> None:
