@@ -20,9 +20,11 @@ from trainer_plugins.search import ScoredRows, SearchOutcome, run_search
 from trainer_plugins.staged_training import StagedTraining
 from trainer_plugins.standard_nas import run_standard_nas
 from trainer_plugins.super_network_trainer import SuperNetworkTrainer
+from trainer_plugins.translation import CandidateScores, TranslationRows, TranslationTrainer
 
 
 __all__ = [
+    "CandidateScores",
     "DistillationArguments",
     "DistillingTrainer",
     "EftnasArguments",
@@ -42,6 +44,8 @@ __all__ = [
     "SuperNetworkArguments",
     "SuperNetworkPlan",
     "SuperNetworkTrainer",
+    "TranslationRows",
+    "TranslationTrainer",
     "apply_config",
     "check_arguments",
     "learn_importance",

@@ -24,7 +24,8 @@ MODEL_KEYS = ("model_name_or_path", "config_name", "tokenizer_name", "model_revi
 # Of these, the ones that the task has.
 DATA_KEYS = (
     "task_name", "dataset_name", "dataset_config_name", "data_dir", "train_file", "demo", "max_seq_length",
-    "pad_to_max_length", "max_train_samples", "doc_stride", "version_2_with_negative",
+    "pad_to_max_length", "max_train_samples", "doc_stride", "version_2_with_negative", "source_lang", "target_lang",
+    "max_source_length", "max_target_length", "source_prefix", "ignore_pad_token_for_loss", "forced_bos_token",
 )  # fmt: skip
 TRAINING_KEYS = (
     "adam_beta1", "adam_beta2", "adam_epsilon", "bf16", "data_seed", "fp16", "gradient_accumulation_steps",
@@ -33,7 +34,10 @@ TRAINING_KEYS = (
     "warmup_steps", "weight_decay",
 )  # fmt: skip
 # With these, a search finds the examples that the super-network was not trained on.
-SPLIT_KEYS = ("task_name", "dataset_name", "dataset_config_name", "demo", "dataset_seed", "selection_split")
+SPLIT_KEYS = (
+    "task_name", "dataset_name", "dataset_config_name", "demo", "dataset_seed", "selection_split", "source_lang",
+    "target_lang",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -116,18 +116,20 @@ class DataFileArguments:
                 raise ValueError(f"--{name} is {getattr(self, name)}; give at least 1, or leave it out.")
 
 
-def parse_arguments(model_arguments: type, data_arguments: type) -> tuple:
+def parse_arguments(
+    model_arguments: type, data_arguments: type, training_arguments: type = TrainingArguments
+) -> tuple:
     """The arguments of the command line, or of its single argument if that is a JSON file.
 
     Returns:
-        One instance each of the two types, `TrainingArguments` and `NasArguments`.
+        One instance each of the three types and of `NasArguments`.
 
     Raises:
         ValueError: if two of the flags name different teachers.
     """
     # More sets of arguments than the scripts of transformers have; their defaults change nothing.
     ours = (SuperNetworkArguments, DistillationArguments, EftnasArguments, SearchArguments, PruningArguments)
-    parser = HfArgumentParser((model_arguments, data_arguments, TrainingArguments, *ours))
+    parser = HfArgumentParser((model_arguments, data_arguments, training_arguments, *ours))
     if len(sys.argv) == 2 and sys.argv[1].endswith(".json"):
         parsed = parser.parse_json_file(json_file=os.path.abspath(sys.argv[1]))
     else:

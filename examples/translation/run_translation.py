@@ -1,0 +1,327 @@
+"""Train an encoder-decoder to translate (fine-tune one, or a new one from scratch), and shrink it.
+
+The flags are those of the script of the same name in transformers, and without others this does the same. With
+`--sampling_strategy` a super-network is trained instead; `--do_search` searches it and hands over a smaller model.
+With `--model_type` or `--config_name` in place of `--model_name_or_path` the model starts with random weights.
+"""
+
+import logging
+from collections.abc import Callable
+from itertools import chain
+from pathlib import Path
+
+import evaluate
+import numpy as np
+from datasets import Dataset
+from transformers import (
+    AutoConfig,
+    AutoModelForSeq2SeqLM,
+    AutoTokenizer,
+    DataCollatorForSeq2Seq,
+    EvalPrediction,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    Seq2SeqTrainingArguments,
+    set_seed,
+)
+from transformers.utils import check_min_version
+
+from arguments import DataTrainingArguments, ModelArguments, set_generation
+from data import IGNORED_LABEL, encode, load_data, split_selection
+from hf_nas.files import write_text
+from scratch import FOLDER, make_model
+from trainer_plugins import NasArguments, apply_config, check_arguments, plan_super_network, run_search
+from trainer_plugins.run_state import Run
+from trainer_plugins.scripts import (
+    load_teacher,
+    needed_splits,
+    parse_arguments,
+    set_up_logging,
+    show_search,
+    take,
+    token_limit,
+    write_card,
+)
+from trainer_plugins.translation import (
+    SEARCH_METRICS,
+    CandidateScores,
+    TranslationRows,
+    TranslationTrainer,
+    check_search_metric,
+)
+
+
+check_min_version("5.14.0")
+
+logger = logging.getLogger(__name__)
+
+METRICS = Path(__file__).resolve().parent / "metrics"
+
+
+def load_model(
+    arguments: ModelArguments, source: str, data: DataTrainingArguments
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The encoder-decoder and its tokenizer, for the languages of the data."""
+    options = arguments.options()
+    config_source, tokenizer_source = arguments.sources(source)
+    config = AutoConfig.from_pretrained(config_source, **options)
+    if not config.is_encoder_decoder:
+        raise ValueError(f"The model '{source}' is a {config.model_type} and no encoder-decoder; give one that is.")
+    tokenizer = AutoTokenizer.from_pretrained(tokenizer_source, use_fast=arguments.use_fast_tokenizer, **options)
+    model = AutoModelForSeq2SeqLM.from_pretrained(source, config=config, **options)
+    # A larger table than there are tokens stays: it often is one on purpose.
+    if len(tokenizer) > model.get_input_embeddings().weight.shape[0]:
+        model.resize_token_embeddings(len(tokenizer))
+    if hasattr(tokenizer, "src_lang"):
+        tokenizer.src_lang, tokenizer.tgt_lang = data.source_lang, data.target_lang
+        if model.config.decoder_start_token_id is None:
+            model.config.decoder_start_token_id = token_of(tokenizer, data.target_lang, "--target_lang")
+    if model.config.decoder_start_token_id is None:
+        raise ValueError(
+            f"The configuration of '{source}' has no decoder_start_token_id, with which a translation begins; add it."
+        )
+    if data.forced_bos_token is not None:
+        model.generation_config.forced_bos_token_id = token_of(tokenizer, data.forced_bos_token, "--forced_bos_token")
+    return model, tokenizer
+
+
+def token_of(tokenizer: PreTrainedTokenizerBase, token: str, flag: str) -> int:
+    """The number of a token that a flag names."""
+    number = tokenizer.convert_tokens_to_ids(token)
+    if number is None or number == tokenizer.unk_token_id:
+        raise ValueError(f"{flag} is '{token}', which the tokenizer does not know; give one of its tokens.")
+    return number
+
+
+def decode(tokenizer: PreTrainedTokenizerBase, tokens: np.ndarray) -> list[str]:
+    """The texts of translations, filled up with -100 or not."""
+    tokens = np.where(tokens == IGNORED_LABEL, tokenizer.pad_token_id, tokens)
+    return [text.strip() for text in tokenizer.batch_decode(tokens, skip_special_tokens=True)]
+
+
+def metrics_of(
+    tokenizer: PreTrainedTokenizerBase, cache_dir: str | None
+) -> Callable[[EvalPrediction], dict[str, float]]:
+    """The function by which Trainer and search score translations; their references are texts."""
+    metric = evaluate.load(str(METRICS / "bleu"), cache_dir=cache_dir, keep_in_memory=True)
+
+    def compute_metrics(prediction: EvalPrediction) -> dict[str, float]:
+        tokens = prediction.predictions
+        references = [[text.strip()] for text in prediction.label_ids]
+        result = metric.compute(predictions=decode(tokenizer, tokens), references=references)
+        lengths = (~np.isin(tokens, (IGNORED_LABEL, tokenizer.pad_token_id))).sum(axis=1)
+        return {**result, "gen_len": float(lengths.mean())}
+
+    return compute_metrics
+
+
+def length_limits(
+    data: DataTrainingArguments,
+    training: Seq2SeqTrainingArguments,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+) -> tuple[int, int, int]:
+    """Longest source texts, target texts in training and in evaluation, which the model can read; longest translation.
+
+    Raises:
+        ValueError: if translations would be longer than the model can write.
+    """
+    positions = getattr(model.config, "max_position_embeddings", None) or tokenizer.model_max_length
+    limit = min(positions, tokenizer.model_max_length)
+    if training.generation_max_length > positions:
+        raise ValueError(
+            f"Translations may have {training.generation_max_length} tokens and the model has {positions} positions; "
+            "lower --generation_max_length or --max_target_length."
+        )
+    lengths = (data.max_source_length, data.max_target_length, data.val_max_target_length)
+    return tuple(token_limit(length, limit, logger) for length in lengths)
+
+
+def check_search(nas: NasArguments, training: Seq2SeqTrainingArguments, metric_name: str) -> None:
+    """Refuse a search that cannot score sub-networks as it is asked to."""
+    if not nas.search.do_search:
+        return
+    check_search_metric(metric_name, training)
+    if nas.search.race:
+        raise ValueError(
+            f"--race needs a metric that is a mean over examples, which {metric_name} is not, as it counts tokens; "
+            "leave out --race."
+        )
+
+
+def translate(trainer: TranslationTrainer, rows: TranslationRows, folder: str) -> None:
+    """Predict, and write the translations, one a line."""
+    output = trainer.predict(rows, metric_key_prefix="predict")
+    metrics = {**output.metrics, "predict_samples": len(rows)}
+    trainer.log_metrics("predict", metrics)
+    trainer.save_metrics("predict", metrics)
+    if trainer.is_world_process_zero():
+        # Each in one line, whatever the model has learnt.
+        lines = [" ".join(text.split()) for text in decode(trainer.processing_class, output.predictions)]
+        write_text(Path(folder) / "generated_predictions.txt", "".join(f"{line}\n" for line in lines))
+
+
+def main() -> None:
+    """Train, search, evaluate and translate, as the flags say."""
+    # NAS 1 of 4: more arguments, whose defaults change nothing.
+    model_args, data_args, training_args, nas = parse_arguments(
+        ModelArguments, DataTrainingArguments, Seq2SeqTrainingArguments
+    )
+    metric_name, metric = data_args.search_metric, SEARCH_METRICS[data_args.search_metric]
+    apply_config(nas, model_args, metric_scale=metric.scale)
+    needed = needed_splits(training_args, nas)
+    check_search(nas, training_args, metric_name)
+    if nas.pruning.is_active:
+        raise ValueError("--pruning_type and --pretrained_pruned_model are not for translation; leave them out.")
+    # End of NAS 1 of 4.
+    if training_args.do_predict and not training_args.predict_with_generate:
+        raise ValueError("--do_predict writes translations; add --predict_with_generate.")
+    set_generation(training_args, data_args)
+    set_up_logging(training_args, __name__, "data", "scratch")
+    set_seed(training_args.seed)
+
+    # A new model is made once, in the output folder; from then on it is like a pretrained one.
+    is_new = model_args.is_new
+    if is_new:
+        if not training_args.do_train:
+            raise ValueError("A new model has random weights, which translate nothing; add --do_train.")
+        initial = Path(training_args.output_dir) / FOLDER
+        model_args.model_name_or_path = str(initial)
+    # The same command again continues: from the last checkpoint, or with what comes after the training.
+    run = Run.begin(model_args, data_args, training_args, nas)
+    data = load_data(data_args, needed, model_args.cache_dir, model_args.token)
+    if is_new:
+        with training_args.main_process_first(desc="making the model"):
+            make_model(
+                initial, model_args, chain(data.train["source"], data.train["target"]), seed=training_args.seed,
+                max_length=training_args.generation_max_length, num_beams=training_args.generation_num_beams,
+            )  # fmt: skip
+        model_args.config_name = model_args.tokenizer_name = None
+    model, tokenizer = load_model(model_args, run.source, data_args)
+
+    # NAS 2 of 4: check the arguments; split the set off on which sub-networks are compared; train a super-network.
+    check_arguments(nas, model, metric_name=metric_name, greater_is_better=metric.greater_is_better)
+    train_examples, selection_examples = data.train, None
+    if nas.needs_selection_set and data.train is not None:
+        train_examples, selection_examples = split_selection(
+            data.train, nas.search.selection_split, data_args.dataset_seed
+        )
+        selection_examples = take(selection_examples, nas.search.max_selection_samples)
+    # End of NAS 2 of 4, but for the class and `super_network` of the trainer.
+
+    source_length, target_length, eval_target_length = length_limits(data_args, training_args, model, tokenizer)
+
+    def prepare(examples: Dataset | None, limit: int | None, max_target_length: int) -> TranslationRows | None:
+        if examples is None:
+            return None
+        examples = take(examples, limit)
+        with training_args.main_process_first(desc="tokenizing"):
+            rows = encode(
+                examples,
+                tokenizer,
+                max_source_length=source_length,
+                max_target_length=max_target_length,
+                source_prefix=data_args.source_prefix or "",
+                pad_to_max_length=data_args.pad_to_max_length,
+                ignore_padding=data_args.ignore_pad_token_for_loss,
+                num_proc=data_args.preprocessing_num_workers,
+                load_from_cache_file=not data_args.overwrite_cache,
+                desc="Tokenizing",
+            )
+        return TranslationRows(rows, examples["target"][:] if "target" in examples.column_names else None)
+
+    train_dataset = None
+    if training_args.do_train:
+        train_dataset = prepare(train_examples, data_args.max_train_samples, target_length).rows
+    selection = prepare(selection_examples, None, eval_target_length)
+    validation = prepare(data.validation, data_args.max_eval_samples, eval_target_length)
+    test = prepare(data.test, data_args.max_predict_samples, eval_target_length)
+
+    half = training_args.fp16 or training_args.bf16
+    # With the model it shifts the labels to what the decoder reads, which label smoothing and the search need.
+    data_collator = DataCollatorForSeq2Seq(
+        tokenizer,
+        model=model,
+        label_pad_token_id=IGNORED_LABEL if data_args.ignore_pad_token_for_loss else tokenizer.pad_token_id,
+        pad_to_multiple_of=8 if half else None,
+    )
+    # NAS 3 of 4: what comes before the training of a super-network: importance, search space, stages.
+    run.claim(training_args)
+    teacher = None
+    if training_args.do_train and not run.is_trained:
+        teacher = load_teacher(nas, AutoModelForSeq2SeqLM, model_args)
+    plan = plan_super_network(
+        nas,
+        training_args,
+        model,
+        lambda: load_model(model_args, model_args.model_name_or_path, data_args)[0],
+        sequence_length=source_length,
+        train_dataset=train_dataset,
+        data_collator=data_collator,
+        processing_class=tokenizer,
+        teacher=teacher,
+        distillation=nas.distillation,
+    )
+    if nas.eftnas.only_generate_importance_weight:
+        return
+    # End of NAS 3 of 4.
+
+    trainer = TranslationTrainer(
+        model=model,
+        args=training_args,
+        super_network=nas.super_network,
+        search_space=plan.search_space,
+        stages=plan.stages,
+        scores=plan.scores,
+        teacher=teacher,
+        distillation=nas.distillation,
+        data_collator=data_collator,
+        train_dataset=train_dataset,
+        # A checkpoint chosen during the training of a super-network must not be chosen on the validation set either.
+        eval_dataset=selection if nas.needs_selection_set else validation,
+        compute_metrics=metrics_of(tokenizer, model_args.cache_dir) if training_args.predict_with_generate else None,
+        processing_class=tokenizer,
+    )
+    if training_args.do_train:
+        run.train(trainer)
+
+    if training_args.do_eval:
+        metrics = trainer.evaluate(validation)
+        metrics["eval_samples"] = len(validation)
+        trainer.log_metrics("eval", metrics)
+        trainer.save_metrics("eval", metrics)
+
+    if training_args.do_predict:
+        translate(trainer, test, training_args.output_dir)
+
+    # NAS 4 of 4: search the super-network; the validation set only measures what was found.
+    if nas.search.do_search:
+        scores = CandidateScores(trainer, metric_name)
+        outcome = run_search(
+            trainer,
+            nas.search,
+            config=nas.config,
+            selection_dataset=scores.rows(selection),
+            metric_name=metric_name,
+            greater_is_better=metric.greater_is_better,
+            metric_scale=metric.scale,
+            predictions=scores.tokens,
+            report_datasets={"validation": scores.rows(validation, is_report=True)},
+            output_dir=training_args.output_dir,
+        )
+        show_search(trainer, outcome)
+    # End of NAS 4 of 4.
+
+    if training_args.do_train and not run.is_trained:
+        card = {"tasks": "translation", "language": [data_args.source_lang, data_args.target_lang]}
+        if not is_new:
+            card["finetuned_from"] = model_args.model_name_or_path
+        if data_args.dataset_name is not None:
+            card |= {"dataset_tags": data_args.dataset_name, "dataset": data_args.dataset_name}
+            if data_args.dataset_config_name is not None:
+                card["dataset_args"] = data_args.dataset_config_name
+        write_card(trainer, **card)
+
+
+if __name__ == "__main__":
+    main()
