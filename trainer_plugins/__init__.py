@@ -8,11 +8,14 @@ from trainer_plugins.arguments import (
     SuperNetworkArguments,
 )
 from trainer_plugins.checks import check_arguments
-from trainer_plugins.cofi import PruningOutcome, run_pruning
+from trainer_plugins.cofi import run_pruning
 from trainer_plugins.cofi_arguments import PruningArguments
 from trainer_plugins.distilling_trainer import DistillingTrainer
 from trainer_plugins.eftnas import SuperNetworkPlan, apply_config, plan_super_network
+from trainer_plugins.head_pruning import run_head_pruning
+from trainer_plugins.head_pruning_arguments import HeadPruningArguments
 from trainer_plugins.movement_trainer import MovementSparsityCallback, MovementSparsityTrainer, learn_importance
+from trainer_plugins.pruning_run import PruningOutcome
 from trainer_plugins.pruning_schedule import PruningSchedule
 from trainer_plugins.pruning_trainer import PruningTrainer, QuestionAnsweringPruningTrainer
 from trainer_plugins.question_answering import QuestionAnsweringTrainer
@@ -28,6 +31,7 @@ __all__ = [
     "DistillationArguments",
     "DistillingTrainer",
     "EftnasArguments",
+    "HeadPruningArguments",
     "MovementSparsityCallback",
     "MovementSparsityTrainer",
     "NasArguments",
@@ -50,6 +54,7 @@ __all__ = [
     "check_arguments",
     "learn_importance",
     "plan_super_network",
+    "run_head_pruning",
     "run_pruning",
     "run_search",
     "run_standard_nas",

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 
 from hf_nas.nncf_config import NncfConfig
 from trainer_plugins.cofi_arguments import PruningArguments
+from trainer_plugins.head_pruning_arguments import HeadPruningArguments
 
 
 @dataclass
@@ -248,6 +249,7 @@ class NasArguments:
     eftnas: EftnasArguments = field(default_factory=EftnasArguments)
     search: SearchArguments = field(default_factory=SearchArguments)
     pruning: PruningArguments = field(default_factory=PruningArguments)
+    heads: HeadPruningArguments = field(default_factory=HeadPruningArguments)
     config: NncfConfig | None = None
 
     def __post_init__(self) -> None:
@@ -265,6 +267,11 @@ class NasArguments:
     def is_elastic(self) -> bool:
         """Whether a super-network is trained."""
         return self.super_network.sampling_strategy is not None
+
+    @property
+    def prunes(self) -> bool:
+        """Whether units or heads are pruned, or something that was pruned is fine-tuned."""
+        return self.pruning.is_active or self.heads.is_active
 
     @property
     def needs_selection_set(self) -> bool:

@@ -18,6 +18,7 @@ from hf_nas.space import SearchSpace, get_sampler, get_search_space
 from hf_nas.structures import describe
 from trainer_plugins.arguments import DistillationArguments, EftnasArguments, NasArguments, SearchArguments
 from trainer_plugins.cofi_checks import check_prunable
+from trainer_plugins.head_pruning_checks import check_fine_tuned, check_heads
 
 
 NAS_TYPES = ("weight_sharing", "standard")
@@ -41,6 +42,9 @@ def check_arguments(
     """
     _check_distillation(nas.distillation)
     check_prunable(nas.pruning, model)
+    check_heads(nas.heads, model)
+    if nas.heads.needs_fine_tuned:
+        check_fine_tuned(nas.heads, model, trains_weights=False)
     if not nas.needs_selection_set and not nas.eftnas.only_generate_importance_weight:
         return
     space = _check_super_network(nas, model)

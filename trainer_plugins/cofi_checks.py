@@ -79,6 +79,21 @@ def schedule_of(pruning: PruningArguments) -> PruningSchedule:
     )
 
 
+def check_final_finetune(pruning: PruningArguments) -> None:
+    """Refuse numbers of the final fine-tuning that are out of range.
+
+    Raises:
+        ValueError: that says which.
+    """
+    if pruning.do_final_finetune and not pruning.final_finetune_epochs > 0:
+        raise ValueError(f"final_finetune_epochs is {pruning.final_finetune_epochs:g}; choose a number above 0.")
+    if pruning.final_finetune_learning_rate is not None and not pruning.final_finetune_learning_rate > 0:
+        raise ValueError(
+            f"final_finetune_learning_rate is {pruning.final_finetune_learning_rate:g}; choose a number above 0, or "
+            "leave it out for that of the pruning."
+        )
+
+
 def objective_of(pruning: PruningArguments, with_layers: bool = True) -> DistillationObjective | None:
     """The losses that the flags ask for, None without `--do_distill`.
 
@@ -168,13 +183,7 @@ def _check_target(pruning: PruningArguments) -> None:
         )
     if not 0 < pruning.droprate_init < 1:
         raise ValueError(f"droprate_init is {pruning.droprate_init:g}; choose a number between 0 and 1, such as 0.5.")
-    positive = ("gate_temperature", *(("final_finetune_epochs",) if pruning.do_final_finetune else ()))
-    for name in positive:
-        if not getattr(pruning, name) > 0:
-            raise ValueError(f"{name} is {getattr(pruning, name):g}; choose a number above 0.")
-    if pruning.final_finetune_learning_rate is not None and not pruning.final_finetune_learning_rate > 0:
-        raise ValueError(
-            f"final_finetune_learning_rate is {pruning.final_finetune_learning_rate:g}; choose a number above 0, or "
-            "leave it out for that of the pruning."
-        )
+    if not pruning.gate_temperature > 0:
+        raise ValueError(f"gate_temperature is {pruning.gate_temperature:g}; choose a number above 0.")
+    check_final_finetune(pruning)
     schedule_of(pruning)

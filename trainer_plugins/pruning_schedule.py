@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import nn
@@ -34,6 +34,14 @@ class TrainableGates(Protocol):
         """Their parameters as a group of an optimizer."""
 
 
+@runtime_checkable
+class PenalisedGates(TrainableGates, Protocol):
+    """Gates that cost something while they are open, such as [`hf_nas.gates.VoitaGates`]."""
+
+    def penalty(self) -> torch.Tensor:
+        """What the loss of a training is raised by, unless a budget holds the gates at a size."""
+
+
 @dataclass(frozen=True)
 class PruningSchedule:
     """When the gates act and how fast they learn.
@@ -41,8 +49,11 @@ class PruningSchedule:
     Args:
         prepruning_epochs: during which the gates do not act and do not learn.
         warmup_epochs: after these, over which the target of the budget rises from 0.
-        learning_rate: of gates and multipliers, constant.
+        learning_rate: of gates and multipliers.
         epsilon: how much less than the target the expected sparsity of the best model may be.
+        decay: whether this learning rate falls as that of the weights does; or else it is constant.
+        gate_gradient_norm: to which the gradient of all gates together is clipped, apart from that of the weights; 0
+            for no clipping.
 
     Raises:
         ValueError: for numbers out of range.
@@ -52,9 +63,11 @@ class PruningSchedule:
     warmup_epochs: float = 2.0
     learning_rate: float = 0.01
     epsilon: float = 0.01
+    decay: bool = False
+    gate_gradient_norm: float = 0.0
 
     def __post_init__(self) -> None:
-        for name in ("prepruning_epochs", "warmup_epochs", "epsilon"):
+        for name in ("prepruning_epochs", "warmup_epochs", "epsilon", "gate_gradient_norm"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name} of the pruning is {getattr(self, name)}; give a number of at least 0.")
         if not 0 < self.learning_rate < math.inf:

@@ -24,7 +24,7 @@ from hf_nas.gates import BudgetController
 from hf_nas.structures import describe
 from hf_nas.subnetwork import SubNetwork
 from trainer_plugins.distilling_trainer import DistillingTrainer
-from trainer_plugins.pruning_schedule import PruningSchedule, TrainableGates, restarted_factor
+from trainer_plugins.pruning_schedule import PenalisedGates, PruningSchedule, TrainableGates, restarted_factor
 from trainer_plugins.question_answering import QuestionAnsweringTrainer
 
 
@@ -37,13 +37,14 @@ class PruningTrainer(DistillingTrainer):
 
     First the model is trained as it is. Then gates act and learn: the optimizer starts anew, the learning rate of the
     weights at its peak, from which it falls over the rest as `args` say. Gates and multipliers have parameter groups
-    with a constant learning rate in the same optimizer, without weight decay, and their gradients are not clipped.
-    While the trainer has them they are parts of the model, so that checkpoints hold them and processes share them;
-    [`release`] takes them off. `load_best_model_at_end` chooses among the evaluations that meet the target.
+    in the same optimizer, with the learning rate and the clipping of the schedule and without weight decay; weights
+    that are frozen stay as they are. While the trainer has gates and multipliers they are parts of the model, so that
+    checkpoints hold them and processes share them; [`release`] takes them off. `load_best_model_at_end` chooses among
+    the evaluations that meet the target.
 
     Args:
         gates: attached to the model.
-        controller: of the budget; without one nothing holds the gates at a size but themselves.
+        controller: of the budget; without one nothing holds the gates at a size but themselves and their penalty.
         schedule: of the pruning.
         objective: weights of the losses on layers, logits and labels; by default those of [`DistillingTrainer`].
         layer_distillation: a module for each stack of layers, by name, if layers are taught.
@@ -78,7 +79,7 @@ class PruningTrainer(DistillingTrainer):
         self._start: int | None = None
         self._batches_per_epoch: int | None = None
         self._rows: torch.Tensor | None = None
-        self._constant_groups = 0
+        self._gate_groups = 0
         self._student_layers: LayerOutputs | None = None
         self._teacher_layers: LayerOutputs | None = None
         for name, module in self._parts().items():
@@ -163,7 +164,7 @@ class PruningTrainer(DistillingTrainer):
         """The optimizer of `Trainer` for the weights, with groups for gates and multipliers."""
         if self.gates is None or self.optimizer is not None:
             return super().create_optimizer(model)
-        ours = list(self._constant_parameters())
+        ours = list(self._gate_parameters())
         for parameter in ours:  # so that it looks frozen to the method that makes the groups of the weights
             parameter.requires_grad_(False)
         try:
@@ -181,34 +182,43 @@ class PruningTrainer(DistillingTrainer):
             groups.append(self.controller.parameter_group(self.schedule.learning_rate))
         for group in groups:
             optimizer.add_param_group(group)
-        self._constant_groups = len(groups)
+        self._gate_groups = len(groups)
         return optimizer
 
-    def _constant_parameters(self) -> Iterator[nn.Parameter]:
+    def _gate_parameters(self) -> Iterator[nn.Parameter]:
         for module in (self.gates, self.controller):
             if module is not None:
                 yield from module.parameters()
 
     def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None):
-        """The learning rates of `args`, for the weights alone, from their beginning again when pruning starts."""
+        """The learning rates of `args` for the weights, from their beginning again when pruning starts."""
         if self.gates is None or self.lr_scheduler is not None:
             return super().create_scheduler(num_training_steps, optimizer)
         optimizer = optimizer or self.optimizer
         self._start, warmup = self.schedule.steps(self._steps_per_epoch(), num_training_steps)
         if self.controller is not None:
             self.controller.warmup_steps = warmup
-        weights = len(optimizer.param_groups) - self._constant_groups
-        factors = [restarted_factor(self.args, num_training_steps, self._start)] * weights
-        self.lr_scheduler = LambdaLR(optimizer, factors + [lambda step: 1.0] * self._constant_groups)
+        weights = len(optimizer.param_groups) - self._gate_groups
+        factor = restarted_factor(self.args, num_training_steps, self._start)
+        ours = factor if self.schedule.decay else (lambda step: 1.0)
+        self.lr_scheduler = LambdaLR(optimizer, [factor] * weights + [ours] * self._gate_groups)
         self._created_lr_scheduler = True
         return self.lr_scheduler
 
     def _clip_grad_norm(self, model: nn.Module) -> torch.Tensor:
         if self.gates is None:
             return super()._clip_grad_norm(model)
-        ours = {id(parameter) for parameter in self._constant_parameters()}
+        ours = {id(parameter) for parameter in self._gate_parameters()}
         weights = [parameter for parameter in model.parameters() if id(parameter) not in ours]
         return self.accelerator.clip_grad_norm_(weights, self.args.max_grad_norm)
+
+    def clip_gates(self) -> None:
+        """Clip the gradients of the gates, of which those of the weights, clipped or not, know nothing."""
+        if not self.schedule.gate_gradient_norm > 0:
+            return
+        if not self.args.max_grad_norm > 0:  # with it, the clipping of the weights has undone the scaling of float16
+            self.accelerator.unscale_gradients()
+        nn.utils.clip_grad_norm_(self.gates.parameters(), self.schedule.gate_gradient_norm)
 
     def set_phase(self) -> None:
         """Say whether the gates act from the current optimizer step on."""
@@ -291,8 +301,10 @@ class PruningTrainer(DistillingTrainer):
         return max(self.state.global_step - (self._start or 0), 0)
 
     def gate_penalty(self) -> torch.Tensor | None:
-        """What the gates cost in this step, a scalar that may be negative; None if nothing holds them at a size."""
-        return None if self.controller is None else self.controller.loss(self.gates, self.pruning_step)
+        """What the gates cost in this step, a scalar that may be negative; None if they cost nothing."""
+        if self.controller is not None:
+            return self.controller.loss(self.gates, self.pruning_step)
+        return self.gates.penalty() if isinstance(self.gates, PenalisedGates) else None
 
     def _layer_loss(self, inputs: Mapping[str, Any]) -> torch.Tensor:
         # Layers that teach are drawn by the step, so that all processes and a resumed run draw the same.
@@ -376,6 +388,10 @@ class _PruningSteps(TrainerCallback):
     def on_step_begin(self, args, state, control, **kwargs) -> None:
         """Say whether the gates act in this step."""
         self._trainer.begin_step()
+
+    def on_pre_optimizer_step(self, args, state, control, **kwargs) -> None:
+        """Clip the gates, which Trainer leaves to us and which it asks for only where weights are clipped."""
+        self._trainer.clip_gates()
 
     def on_optimizer_step(self, args, state, control, **kwargs) -> None:
         """Keep the gates where they can still change."""

@@ -20,9 +20,13 @@ from trainer_plugins.arguments import (
     SuperNetworkArguments,
 )
 from trainer_plugins.checks import NAS_TYPES
-from trainer_plugins.cofi import PruningOutcome
+from trainer_plugins.cofi import run_pruning
 from trainer_plugins.cofi_arguments import PruningArguments
 from trainer_plugins.cofi_checks import check_pruning
+from trainer_plugins.head_pruning import run_head_pruning
+from trainer_plugins.head_pruning_arguments import HeadPruningArguments
+from trainer_plugins.head_pruning_checks import check_fine_tuned, check_head_pruning
+from trainer_plugins.pruning_run import PruningOutcome
 from trainer_plugins.search import SearchOutcome
 
 
@@ -128,7 +132,10 @@ def parse_arguments(
         ValueError: if two of the flags name different teachers.
     """
     # More sets of arguments than the scripts of transformers have; their defaults change nothing.
-    ours = (SuperNetworkArguments, DistillationArguments, EftnasArguments, SearchArguments, PruningArguments)
+    ours = (
+        SuperNetworkArguments, DistillationArguments, EftnasArguments, SearchArguments, PruningArguments,
+        HeadPruningArguments,
+    )  # fmt: skip
     parser = HfArgumentParser((model_arguments, data_arguments, training_arguments, *ours))
     if len(sys.argv) == 2 and sys.argv[1].endswith(".json"):
         parsed = parser.parse_json_file(json_file=os.path.abspath(sys.argv[1]))
@@ -154,7 +161,9 @@ def needed_splits(
     Raises:
         ValueError: if there is nothing to do, or nothing to search.
     """
-    check_pruning(training, nas)
+    check_head_pruning(training, nas)
+    if not nas.heads.is_active:
+        check_pruning(training, nas)
     search = nas.search
     if search.do_search and search.nas_type in NAS_TYPES and search.nas_type not in nas_types:
         raise ValueError(f"--nas_type {search.nas_type} is not for this task; choose {' or '.join(nas_types)}.")
@@ -163,7 +172,8 @@ def needed_splits(
         return ["train", "validation"]
     if nas.eftnas.only_generate_importance_weight and not training.do_train:
         raise ValueError("--only_generate_importance_weight learns the importance in a training; add --do_train.")
-    if not (training.do_train or training.do_eval or training.do_predict or search.do_search):
+    orders_heads = nas.heads.is_active and not nas.heads.trains_gates
+    if not (training.do_train or training.do_eval or training.do_predict or search.do_search or orders_heads):
         raise ValueError("There is nothing to do; add --do_train, --do_eval, --do_predict or --do_search.")
     if search.checkpoint_dir_model is not None and (training.do_train or not search.do_search):
         raise ValueError(
@@ -177,7 +187,7 @@ def needed_splits(
             f"--checkpoint_dir_model '{search.checkpoint_dir_model}' is no folder; give that of a super-network."
         )
     needed = {
-        "train": training.do_train or search.do_search,
+        "train": training.do_train or search.do_search or orders_heads,
         "validation": training.do_eval or search.do_search or training.eval_strategy != "no",
         "test": training.do_predict,
     }
@@ -268,6 +278,30 @@ def show_search(trainer: Trainer, outcome: SearchOutcome) -> None:
     trainer.save_metrics("search", outcome.metrics)
     if trainer.is_world_process_zero():
         print(f"\n{outcome.table.to_markdown()}\n\nThe chosen model is in {outcome.chosen_folder}.")
+
+
+def prune(
+    nas: NasArguments, model: PreTrainedModel, training: TrainingArguments, *, sequence_length: int, **options: Any
+) -> PruningOutcome:
+    """Prune as the flags say: units by [`run_pruning`], or heads by [`run_head_pruning`].
+
+    Args:
+        nas: with the flags.
+        model: as it was loaded.
+        training: the arguments of Trainer.
+        sequence_length: tokens of a sequence.
+        options: of both: data, collator, metric, tokenizer, teacher, class of the trainer and record of the run.
+
+    Raises:
+        ValueError: if the weights are to be used as they are, but the model is not fine-tuned.
+    """
+    options |= {"sequence_length": sequence_length}
+    if not nas.heads.is_active:
+        return run_pruning(
+            model, training, nas.pruning, latency_batch_size=nas.search.latency_batch_size, **options
+        )  # fmt: skip
+    check_fine_tuned(nas.heads, model, trains_weights=training.do_train and not nas.heads.needs_fine_tuned)
+    return run_head_pruning(model, training, nas.heads, final=nas.pruning, **options)
 
 
 def show_pruning(trainer: Trainer, outcome: PruningOutcome) -> None:

@@ -2,7 +2,8 @@
 
 The flags are those of the script of the same name in transformers, and without others this does the same. With
 `--sampling_strategy` a super-network is trained instead; `--do_search` searches it and hands over a smaller model.
-With `--pruning_type` the model is pruned by trained gates (CoFi) instead, and fine-tuned with `--do_final_finetune`.
+With `--pruning_type` the model is pruned by trained gates (CoFi) instead, with `--pruning_method` its heads are (DSP,
+Voita, Michel); `--do_final_finetune` fine-tunes what is left.
 """
 
 import hashlib
@@ -38,7 +39,6 @@ from trainer_plugins import (
     apply_config,
     check_arguments,
     plan_super_network,
-    run_pruning,
     run_search,
 )
 from trainer_plugins.question_answering import QuestionAnsweringTrainer, span_logits
@@ -47,6 +47,7 @@ from trainer_plugins.scripts import (
     load_teacher,
     needed_splits,
     parse_arguments,
+    prune,
     set_up_logging,
     show_pruning,
     show_search,
@@ -198,7 +199,7 @@ def main() -> None:
             return Questions(examples, windows.reading_windows(examples, **mapping), data_args, is_labelled)
 
     train_dataset = None
-    if training_args.do_train:
+    if training_args.do_train or nas.heads.is_active:
         with training_args.main_process_first(desc="tokenizing"):
             examples = take(train_examples, data_args.max_train_samples)
             # The script of transformers takes so many examples, and then so many of their windows.
@@ -253,10 +254,10 @@ def main() -> None:
     }
     # Pruning: it trains the model, makes it small and trains that, in folders of their own.
     pruned = None
-    if nas.pruning.is_active:
-        pruned = run_pruning(
-            model, training_args, nas.pruning, sequence_length=max_length, record=run.arguments,
-            latency_batch_size=nas.search.latency_batch_size, trainer_class=QuestionAnsweringPruningTrainer, **common,
+    if nas.prunes:
+        pruned = prune(
+            nas, model, training_args, sequence_length=max_length, record=run.arguments,
+            trainer_class=QuestionAnsweringPruningTrainer, **common,
         )  # fmt: skip
         trainer = pruned.trainer
         show_pruning(trainer, pruned)

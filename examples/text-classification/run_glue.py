@@ -3,7 +3,8 @@
 The flags are those of the script of the same name in transformers, and without others this does the same. With
 `--sampling_strategy` a super-network is trained instead; `--do_search` searches it and hands over a smaller model.
 With `--do_search --nas_type standard` no super-network is trained, but every candidate of the search for itself.
-With `--pruning_type` the model is pruned by trained gates (CoFi) instead, and fine-tuned with `--do_final_finetune`.
+With `--pruning_type` the model is pruned by trained gates (CoFi) instead, with `--pruning_method` its heads are (DSP,
+Voita, Michel); `--do_final_finetune` fine-tunes what is left.
 """
 
 import logging
@@ -35,7 +36,6 @@ from trainer_plugins import (
     apply_config,
     check_arguments,
     plan_super_network,
-    run_pruning,
     run_search,
     run_standard_nas,
 )
@@ -45,6 +45,7 @@ from trainer_plugins.scripts import (
     load_teacher,
     needed_splits,
     parse_arguments,
+    prune,
     set_up_logging,
     show_pruning,
     show_search,
@@ -163,7 +164,7 @@ def main() -> None:
                 data_args.overwrite_cache,
             )
 
-    trains = training_args.do_train or trains_candidates
+    trains = training_args.do_train or trains_candidates or nas.heads.is_active
     train_dataset = prepare(train_dataset, data_args.max_train_samples) if trains else None
     selection_dataset = prepare(selection_dataset, None)
     validation_datasets = {name: prepare(each, data_args.max_eval_samples) for name, each in data.validation.items()}
@@ -209,11 +210,8 @@ def main() -> None:
     }
     # Pruning: it trains the model, makes it small and trains that, in folders of their own.
     pruned = None
-    if nas.pruning.is_active:
-        pruned = run_pruning(
-            model, training_args, nas.pruning, sequence_length=max_length, record=run.arguments,
-            latency_batch_size=nas.search.latency_batch_size, **common,
-        )  # fmt: skip
+    if nas.prunes:
+        pruned = prune(nas, model, training_args, sequence_length=max_length, record=run.arguments, **common)
         trainer = pruned.trainer
         show_pruning(trainer, pruned)
     # End of pruning, but for where the model card goes.

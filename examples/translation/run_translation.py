@@ -171,8 +171,10 @@ def main() -> None:
     apply_config(nas, model_args, metric_scale=metric.scale)
     needed = needed_splits(training_args, nas)
     check_search(nas, training_args, metric_name)
-    if nas.pruning.is_active:
-        raise ValueError("--pruning_type and --pretrained_pruned_model are not for translation; leave them out.")
+    if nas.prunes:
+        raise ValueError(
+            "--pruning_type, --pruning_method and --pretrained_pruned_model are not for translation; leave them out."
+        )
     # End of NAS 1 of 4.
     if training_args.do_predict and not training_args.predict_with_generate:
         raise ValueError("--do_predict writes translations; add --predict_with_generate.")

@@ -1,0 +1,92 @@
+"""Flags of the pruning of heads that cannot work are refused, each in a sentence that says what to do."""
+
+import pytest
+from transformers import TrainingArguments
+
+from tests import zoo
+from tests.trainer.test_head_pruning import DSP, MICHEL, VOITA, prune, total_heads
+from trainer_plugins import HeadPruningArguments, NasArguments, PruningArguments, check_arguments
+from trainer_plugins.arguments import SearchArguments, SuperNetworkArguments
+from trainer_plugins.head_pruning_checks import check_fine_tuned, check_head_pruning
+
+
+def asking(heads: dict, **others) -> NasArguments:
+    return NasArguments(heads=HeadPruningArguments(**heads), **others)
+
+
+@pytest.mark.parametrize(
+    ("heads", "others", "message"),
+    [
+        ({"num_of_heads": 5}, {}, "--num_of_heads belongs to a pruning of heads; add --pruning_method dsp|voita"),
+        ({"joint_pruning": True}, {}, "--joint_pruning belongs to a pruning of heads"),
+        ({"pruning_method": "cofi"}, {}, "pruning_method is 'cofi'; choose one of dsp, voita, michel"),
+        ({"pruning_method": "dsp", "annealing": True}, {}, "dsp keeps a number of heads; add --num_of_heads"),
+        ({"pruning_method": "michel"}, {}, "michel keeps a number of heads; add --num_of_heads"),
+        ({"pruning_method": "dsp", "num_of_heads": 5}, {}, "Without --annealing .* add --annealing, or --use_ste"),
+        ({**DSP, "use_ste": True}, {}, "--use_ste has no temperature that --annealing could let fall"),
+        ({**DSP, "annealing": False, "use_ste": True}, {}, "no temperature, but --initial_temperature is given"),
+        ({**DSP, "initial_temperature": 1e-9}, {}, "temperature goes from 1e-09 to 1e-08; let it fall"),
+        ({**DSP, "cooldown_steps": 0}, {}, "cooldown_steps is 0; give at least 1"),
+        ({**DSP, "pruning_lr": -1.0}, {}, "pruning_lr is -1; choose a number above 0"),
+        ({**DSP, "l0_penalty": 0.1}, {}, "--l0_penalty is for --pruning_method voita, not for dsp; leave it out"),
+        ({**DSP, "exact_pruning": True}, {}, "--exact_pruning is for --pruning_method michel, not for dsp"),
+        ({**VOITA, "annealing": True}, {}, "--annealing is for --pruning_method dsp, not for voita"),
+        ({**VOITA, "l0_penalty": 0.0}, {}, "l0_penalty is 0; choose a number above 0"),
+        ({**MICHEL, "joint_pruning": True}, {}, "--joint_pruning is for --pruning_method dsp and voita, not for mich"),
+        (DSP, {"pruning": PruningArguments(pruning_type="heads")}, "dsp and --pruning_type are two ways to shrink"),
+        (DSP, {"super_network": SuperNetworkArguments(sampling_strategy="kd")}, "dsp and --sampling_strategy are two"),
+        (DSP, {"search": SearchArguments(do_search=True)}, "dsp and --do_search are two ways"),
+        (DSP, {"pruning": PruningArguments(do_distill=True)}, "--do_distill belongs to --pruning_type; with --pru"),
+        (DSP, {"pruning": PruningArguments(target_sparsity=0.5)}, "--target_sparsity belongs to --pruning_type"),
+        (DSP, {"pruning": PruningArguments(do_final_finetune=True, final_finetune_epochs=0)}, "_epochs is 0; choose"),
+    ],
+)  # fmt: skip
+def test_flags_that_contradict_each_other_are_refused(heads: dict, others: dict, message: str, tmp_path) -> None:
+    with pytest.raises(ValueError, match=message):
+        check_head_pruning(TrainingArguments(str(tmp_path), do_train=True), asking(heads, **others))
+
+
+def test_flags_that_fit_are_accepted(tmp_path) -> None:
+    training = TrainingArguments(str(tmp_path), do_train=True)
+    for heads in ({}, DSP, VOITA, MICHEL, {"pruning_method": "voita"}):
+        check_head_pruning(training, asking(heads))
+    check_head_pruning(TrainingArguments(str(tmp_path)), asking(MICHEL))
+    with pytest.raises(ValueError, match="--pruning_method dsp trains gates; add --do_train"):
+        check_head_pruning(TrainingArguments(str(tmp_path)), asking(DSP))
+    with pytest.raises(ValueError, match="goes by more than the number of the step"):
+        check_head_pruning(
+            TrainingArguments(
+                str(tmp_path), do_train=True, lr_scheduler_type="reduce_lr_on_plateau", eval_strategy="epoch"
+            ),
+            asking(DSP),
+        )
+
+
+def test_what_the_model_cannot_do_is_refused(tmp_path) -> None:
+    model = zoo.build("bert")
+    total = total_heads(model)
+    for heads, message in (
+        (
+            {**DSP, "num_of_heads": total + 1},
+            f"{total + 1} heads .* the model has {total}; give a whole number from 1",
+        ),
+        ({**DSP, "num_of_heads": 0}, "0 heads of all kinds of attention are to be kept"),
+        (
+            {**MICHEL, "heads_per_step": total + 1},
+            f"heads_per_step is {total + 1}; give .* from 1 to the {total} heads",
+        ),
+        (DSP, "dsp takes the weights as they are, but .* is not fine-tuned, .* or add --joint_pruning"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            check_arguments(asking(heads), model)
+    check_arguments(asking({**DSP, "joint_pruning": True}), model)
+    check_arguments(asking(MICHEL), model)
+    with pytest.raises(ValueError, match="michel takes the weights as they are, .* or add --do_train"):
+        check_fine_tuned(HeadPruningArguments(**MICHEL), model, trains_weights=False)
+    model.save_pretrained(tmp_path)
+    check_arguments(asking(DSP), type(model).from_pretrained(tmp_path))
+    with pytest.raises(ValueError, match="No heads are to be pruned; set pruning_method"):
+        prune(tmp_path / "out", {})
+    with pytest.raises(ValueError, match="99 heads"):
+        prune(tmp_path / "out", {**DSP, "num_of_heads": 99})
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,248 @@
+"""Heads pruned in one run: by trained gates (DSP, Voita) or by importance (Michel), extraction, fine-tuning."""
+
+import logging
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedModel, TrainingArguments
+
+from hf_nas.extraction import extract, save_extracted
+from hf_nas.files import write_json
+from hf_nas.gates import (
+    BudgetController,
+    SubsetGates,
+    TemperatureSchedule,
+    VoitaGates,
+    head_costs,
+    head_rows,
+)
+from hf_nas.profiling import SizeTable
+from hf_nas.subnetwork import SubNetwork, kept_ids
+from trainer_plugins.cofi_arguments import PruningArguments
+from trainer_plugins.cofi_files import REPORT_FILE, REPORT_FORMAT
+from trainer_plugins.head_front import find_order, is_measured, write_front
+from trainer_plugins.head_pruning_arguments import HeadPruningArguments
+from trainer_plugins.head_pruning_checks import check_heads, schedule_of
+from trainer_plugins.pruning_run import (
+    PRUNED_FOLDER,
+    PRUNING_FOLDER,
+    PruningOutcome,
+    PruningRun,
+    best_checkpoint,
+)
+from trainer_plugins.pruning_trainer import PruningTrainer
+
+
+logger = logging.getLogger(__name__)
+
+DENSE_FOLDER = "dense"
+# Of the training, as published: 25000 of 36816 steps.
+_COOLDOWN = 0.68
+_L0_PENALTY = 0.0015
+# Of all heads, by which the number that gates leave open may differ from the one that is kept.
+_LARGE_GAP = 0.1
+
+
+@dataclass(frozen=True)
+class _Run(PruningRun):
+    """The same with the flags of the pruning of heads."""
+
+    heads: HeadPruningArguments
+    sequence_length: int
+
+    def finetune_settings(self) -> Mapping[str, Any]:
+        """All flags that say which heads are left."""
+        return asdict(self.heads)
+
+
+def run_head_pruning(
+    model: PreTrainedModel,
+    arguments: TrainingArguments,
+    heads: HeadPruningArguments,
+    *,
+    sequence_length: int,
+    final: PruningArguments | None = None,
+    teacher: PreTrainedModel | None = None,
+    trainer_class: type[PruningTrainer] = PruningTrainer,
+    record: Mapping[str, Any] | None = None,
+    **trainer_arguments: Any,
+) -> PruningOutcome:
+    """Prune the heads of a model and fine-tune what is left, as far as that is not done already in the output folder.
+
+    DSP and Voita train gates, with or without the weights, in `pruning/`; the small model goes to `pruned/`. Michel
+    fine-tunes the model in `dense/` (unless `do_train` is not set: then it is fine-tuned already), orders its heads,
+    and writes sizes and, with `do_eval`, metrics of all sub-networks on the way as `front.csv` and `front.json`. If
+    `final` asks for it, the small model is fine-tuned into `finetuned/`.
+
+    Args:
+        model: pretrained, or fine-tuned where weights are not trained.
+        arguments: of the training.
+        heads: what to do.
+        sequence_length: tokens of a sequence for which operations are counted.
+        final: whether and how the small model is fine-tuned in the end; by default it is not.
+        teacher: fine-tuned on the task; its logits are learnt wherever weights or gates are trained.
+        trainer_class: for tasks that are evaluated in another way.
+        record: what else the weights depend on; a run with another record in the same folder is refused.
+        trainer_arguments: of `Trainer`: data, collator, metric and tokenizer.
+
+    Raises:
+        ValueError: if the flags do not fit the model, or the folder holds another run.
+    """
+    if not heads.is_active:
+        raise ValueError("No heads are to be pruned; set pruning_method to dsp, voita or michel.")
+    check_heads(heads, model)
+    run = _Run(arguments, trainer_class, teacher, dict(record or {}), trainer_arguments, heads, sequence_length)
+    pruned = run.output / PRUNED_FOLDER
+    if heads.trains_gates:
+        _prune_by_gates(run, model, pruned)
+    else:
+        if arguments.do_train:
+            model = _fine_tune_first(run, model)
+        _prune_by_importance(run, model, pruned)
+    return run.hand_over(model, pruned, final or PruningArguments())
+
+
+def training_steps(arguments: TrainingArguments, rows: int) -> int:
+    """Optimizer steps of a training on so many rows, as `Trainer` counts them."""
+    if arguments.max_steps > 0:
+        return arguments.max_steps
+    batches = rows / (arguments.train_batch_size * arguments.world_size)
+    batches = math.floor(batches) if arguments.dataloader_drop_last else math.ceil(batches)
+    per_epoch = max(math.ceil(batches / arguments.gradient_accumulation_steps), 1)
+    return math.ceil(arguments.num_train_epochs * per_epoch)
+
+
+# Trained gates.
+
+
+def _make_gates(run: _Run, model: PreTrainedModel) -> SubsetGates | VoitaGates:
+    heads, seed = run.heads, run.arguments.seed
+    if heads.pruning_method == "voita":
+        penalty = _L0_PENALTY if heads.l0_penalty is None else heads.l0_penalty
+        return VoitaGates(model, penalty, heads.num_of_heads, seed=seed)
+    if heads.use_ste:
+        return SubsetGates(model, heads.num_of_heads, use_straight_through=True, seed=seed)
+    steps = training_steps(run.arguments, len(run.trainer_arguments["train_dataset"]))
+    cooldown = heads.cooldown_steps or max(round(_COOLDOWN * steps), 1)
+    if cooldown > steps:
+        logger.warning(
+            "The temperature falls over %d steps, but the training has %d: gates are still noisy at its end, and the "
+            "heads that stay may not be those that it was trained with. Give fewer --cooldown_steps.",
+            cooldown,
+            steps,
+        )
+    schedule = TemperatureSchedule(heads.initial_temperature, heads.final_temperature, cooldown)
+    return SubsetGates(model, heads.num_of_heads, schedule=schedule, seed=seed)
+
+
+def _make_controller(run: _Run, gates: SubsetGates | VoitaGates) -> BudgetController | None:
+    """Lagrange multipliers that drive gates of Voita to a number of heads, where no penalty is given."""
+    heads = run.heads
+    if heads.pruning_method != "voita" or heads.num_of_heads is None or heads.l0_penalty is not None:
+        return None
+    return BudgetController(head_costs(gates.structure), 1 - heads.num_of_heads / sum(gates.sizes))
+
+
+def _prune_by_gates(run: _Run, model: PreTrainedModel, pruned: Path) -> None:
+    """Train gates, alone or with the weights, and write the model with the heads that stay."""
+    folder, record = run.output / PRUNING_FOLDER, run.record_with(asdict(run.heads))
+    if run.begin(folder, record) and (pruned / REPORT_FILE).is_file():
+        logger.info("The pruning in '%s' is done.", folder)
+        return
+    model.to(run.arguments.device)
+    model.requires_grad_(run.heads.joint_pruning)
+    gates = _make_gates(run, model)
+    trainer = run.trainer(
+        model,
+        run.arguments_in(folder),
+        gates=gates,
+        controller=_make_controller(run, gates),
+        schedule=schedule_of(run.heads),
+    )
+    run.train(trainer)
+    sub_network, state = gates.sub_network(), _state_of(gates)
+    _warn_of_gap(state.get("expected_heads"), run.heads.num_of_heads, sum(gates.sizes))
+    _write(run, trainer.release(), sub_network, pruned, {**state, "checkpoint": best_checkpoint(trainer)})
+    run.finish(trainer, folder, record)
+
+
+def _state_of(gates: SubsetGates | VoitaGates) -> dict[str, Any]:
+    """How far the training has gone, from which one sees whether the choice is that of the training."""
+    if isinstance(gates, SubsetGates):
+        return {"temperature": gates.temperature}
+    return {
+        "expected_heads": float(gates.heads.open_probability().detach().sum()),
+        "open_heads": int((gates.scores() > 0).sum()),
+    }
+
+
+def _warn_of_gap(expected: float | None, wanted: int | None, total: int) -> None:
+    if expected is None or wanted is None or abs(expected - wanted) <= _LARGE_GAP * total:
+        return
+    logger.warning(
+        "The gates were trained to %.1f open heads and %d %s to stay, so the model was not trained with the heads "
+        "that it keeps. Train for longer, or give %s --l0_penalty.",
+        expected,
+        wanted,
+        "is" if wanted == 1 else "are",
+        "a larger" if expected > wanted else "a smaller",
+    )
+
+
+# Importance.
+
+
+def _fine_tune_first(run: _Run, model: PreTrainedModel) -> PreTrainedModel:
+    folder, record = run.output / DENSE_FOLDER, run.record_with({})
+    if not run.begin(folder, record):
+        trainer = run.trainer(model, run.arguments_in(folder))
+        run.train(trainer)
+        trainer.save_model()
+        run.finish(trainer, folder, record)
+    # From the disk, so that a run that goes on from here has the same model.
+    return type(model).from_pretrained(folder, attn_implementation=model.config._attn_implementation)
+
+
+def _prune_by_importance(run: _Run, model: PreTrainedModel, pruned: Path) -> None:
+    """Order the heads, measure what is left on the way, and write the model with the heads that stay."""
+    folder, record = run.output / PRUNING_FOLDER, run.record_with(asdict(run.heads))
+    record["do_train"] = run.arguments.do_train
+    is_done = run.begin(folder, record) and (pruned / REPORT_FILE).is_file()
+    if is_done and (is_measured(run.output) or not run.arguments.do_eval):
+        logger.info("The pruning in '%s' is done.", folder)
+        return
+    trainer = run.trainer_class(model=model, args=run.arguments_in(folder), **run.trainer_arguments)
+    order = find_order(trainer, run.heads, folder)
+    write_front(trainer, order, run.heads.num_of_heads, run.sequence_length, run.output)
+    _write(run, model, order.keeping(run.heads.num_of_heads), pruned, {"heads_per_step": order.heads_per_step})
+    run.finish(trainer, folder, record)
+
+
+# Both.
+
+
+def _write(
+    run: _Run, model: PreTrainedModel, sub_network: SubNetwork, pruned: Path, details: Mapping[str, Any]
+) -> None:
+    """Write the small model and what is known of it."""
+    table = SizeTable(model)
+    rows = head_rows(table.structure)
+    small = extract(model, sub_network)
+    report = {
+        "format": REPORT_FORMAT,
+        "method": run.heads.pruning_method,
+        "settings": {name: value for name, value in asdict(run.heads).items() if name != "pruning_method"},
+        "heads": sum(len(kept_ids(sub_network[row.name])) for row in rows),
+        "dense_heads": sum(row.units for row in rows),
+        "parameters": sum(parameter.numel() for parameter in small.parameters()),
+        "dense_parameters": table.parameters(SubNetwork.full(table.structure)),
+        "macs": table.macs(sub_network, run.sequence_length),
+        "dense_macs": table.macs(SubNetwork.full(table.structure), run.sequence_length),
+        **details,
+    }
+    if run.writes:
+        save_extracted(small, sub_network, pruned, run.trainer_arguments.get("processing_class"))
+        write_json(pruned / REPORT_FILE, report)

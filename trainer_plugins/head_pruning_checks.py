@@ -1,0 +1,155 @@
+"""Refuses flags of a pruning of heads that cannot work, before anything is trained."""
+
+from dataclasses import fields
+
+from transformers import PreTrainedModel, TrainingArguments
+
+from hf_nas.gates import HeadBudget, TemperatureSchedule, head_rows
+from hf_nas.structures import describe
+from trainer_plugins.arguments import NasArguments
+from trainer_plugins.cofi_checks import check_final_finetune
+from trainer_plugins.head_pruning_arguments import METHODS, HeadPruningArguments
+from trainer_plugins.pruning_schedule import PruningSchedule
+
+
+# Flags that only some methods know.
+_ONLY = {
+    "annealing": ("dsp",), "initial_temperature": ("dsp",), "final_temperature": ("dsp",), "cooldown_steps": ("dsp",),
+    "use_ste": ("dsp",), "l0_penalty": ("voita",), "pruning_lr": ("dsp", "voita"), "joint_pruning": ("dsp", "voita"),
+    "exact_pruning": ("michel",), "heads_per_step": ("michel",), "importance_per_example": ("michel",),
+}  # fmt: skip
+_GATE_GRADIENT_NORM = 1.0
+
+
+def check_head_pruning(training: TrainingArguments, nas: NasArguments) -> None:
+    """Refuse flags of a pruning of heads that contradict each other or others.
+
+    Raises:
+        ValueError: that says which.
+    """
+    heads = nas.heads
+    given = [each.name for each in fields(heads) if getattr(heads, each.name) != each.default]
+    if not heads.is_active:
+        if given:
+            raise ValueError(
+                f"--{given[0]} belongs to a pruning of heads; add --pruning_method {'|'.join(METHODS)}, or leave it "
+                "out."
+            )
+        return
+    if heads.pruning_method not in METHODS:
+        raise ValueError(f"pruning_method is {heads.pruning_method!r}; choose one of {', '.join(METHODS)}.")
+    for name in given:
+        if heads.pruning_method not in _ONLY.get(name, METHODS):
+            raise ValueError(
+                f"--{name} is for --pruning_method {' and '.join(_ONLY[name])}, not for {heads.pruning_method}; leave "
+                "it out."
+            )
+    _check_others(nas)
+    if heads.num_of_heads is None and heads.pruning_method != "voita":
+        raise ValueError(f"--pruning_method {heads.pruning_method} keeps a number of heads; add --num_of_heads.")
+    for name in ("pruning_lr", "l0_penalty"):
+        value = getattr(heads, name)
+        if value is not None and not 0 < value < float("inf"):
+            raise ValueError(f"{name} is {value:g}; choose a number above 0, or leave it out.")
+    if heads.pruning_method == "dsp":
+        _check_temperature(heads)
+    if heads.trains_gates:
+        if not training.do_train:
+            raise ValueError(f"--pruning_method {heads.pruning_method} trains gates; add --do_train.")
+        schedule_of(heads).check(training)
+    check_final_finetune(nas.pruning)
+
+
+def _check_others(nas: NasArguments) -> None:
+    method = f"--pruning_method {nas.heads.pruning_method}"
+    given = {
+        "--pruning_type": nas.pruning.prunes,
+        "--pretrained_pruned_model": nas.pruning.pretrained_pruned_model is not None,
+        "--sampling_strategy": nas.is_elastic,
+        "--do_search": nas.search.do_search,
+        "--checkpoint_dir_model": nas.search.checkpoint_dir_model is not None,
+        "--nncf_config": nas.eftnas.nncf_config is not None,
+        "--reorg_cache_model": nas.eftnas.reorg_cache_model is not None,
+        "--only_generate_importance_weight": nas.eftnas.only_generate_importance_weight,
+    }
+    for flag, is_given in given.items():
+        if is_given:
+            raise ValueError(f"{method} and {flag} are two ways to shrink a model; leave out either of them.")
+    for name in ("do_distill", "do_layer_distill", "cache_teacher_logits"):
+        if getattr(nas.pruning, name):
+            raise ValueError(
+                f"--{name} belongs to --pruning_type; with {method} a teacher is given by --kd_teacher_model alone."
+            )
+    if nas.pruning.target_sparsity:
+        raise ValueError(f"--target_sparsity belongs to --pruning_type; {method} goes by --num_of_heads.")
+
+
+def _check_temperature(heads: HeadPruningArguments) -> None:
+    if heads.annealing and heads.use_ste:
+        raise ValueError("--use_ste has no temperature that --annealing could let fall; leave out either of them.")
+    if not heads.annealing and not heads.use_ste:
+        raise ValueError(
+            "Without --annealing the temperature would be low from the beginning, and a random subset of heads would "
+            "stay; add --annealing, or --use_ste."
+        )
+    names = ("initial_temperature", "final_temperature", "cooldown_steps")
+    if heads.use_ste and (given := [name for name in names if _is_given(heads, name)]):
+        raise ValueError(f"--use_ste has no temperature, but --{given[0]} is given; leave it out.")
+    TemperatureSchedule(
+        heads.initial_temperature,
+        heads.final_temperature,
+        *(() if heads.cooldown_steps is None else (heads.cooldown_steps,)),
+    )
+
+
+def _is_given(heads: HeadPruningArguments, name: str) -> bool:
+    return getattr(heads, name) != getattr(HeadPruningArguments(), name)
+
+
+def schedule_of(heads: HeadPruningArguments) -> PruningSchedule:
+    """The schedule of the gates: from the first step on, with a falling learning rate and a clipping of their own."""
+    return PruningSchedule(
+        prepruning_epochs=0,
+        warmup_epochs=0,
+        learning_rate=heads.gate_learning_rate,
+        decay=True,
+        gate_gradient_norm=_GATE_GRADIENT_NORM,
+    )
+
+
+def check_heads(heads: HeadPruningArguments, model: PreTrainedModel) -> None:
+    """Refuse numbers of heads that the model does not have.
+
+    Raises:
+        ValueError: that says how many it has.
+    """
+    if not heads.is_active:
+        return
+    structure = describe(model)
+    if heads.num_of_heads is not None:
+        HeadBudget(heads.num_of_heads).groups(structure)
+    total = sum(row.units for row in head_rows(structure))
+    if heads.heads_per_step is not None and not 1 <= heads.heads_per_step <= total:
+        raise ValueError(
+            f"heads_per_step is {heads.heads_per_step}; give a whole number from 1 to the {total} heads of the model."
+        )
+
+
+def check_fine_tuned(heads: HeadPruningArguments, model: PreTrainedModel, trains_weights: bool) -> None:
+    """Refuse a model that was saved without the head it has now, as pretrained ones are, where it is not trained.
+
+    Args:
+        heads: what to do.
+        model: as it was loaded.
+        trains_weights: whether it is fine-tuned first, or its weights are trained with the gates.
+
+    Raises:
+        ValueError: that says what to do instead.
+    """
+    if heads.is_active and not trains_weights and type(model).__name__ not in (model.config.architectures or ()):
+        other = "--joint_pruning" if heads.trains_gates else "--do_train, which does it first"
+        raise ValueError(
+            f"--pruning_method {heads.pruning_method} takes the weights as they are, but the model "
+            f"'{model.config._name_or_path}' is not fine-tuned, since its head for the task is new; give one that is, "
+            f"or add {other}."
+        )
