@@ -8,12 +8,14 @@ fronts `ideal_<instance>.npy`), or with --table on pre-evaluated sub-networks of
 - the `result.json` of a search, best one by random_search with many evaluations.
 
 A proposal that is not in the table is replaced by the row that is closest to it. Every search starts from the largest,
-the smallest and 18 sub-networks of evenly spread sizes (of the second objective).
+the smallest and 18 sub-networks of evenly spread sizes (of the second objective). With --output, searches that are in
+that file are not run again, so a killed benchmark continues, and more seeds or methods can be added.
 """
 
 import argparse
 import csv
 import importlib.util
+import json
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -148,6 +150,29 @@ def _read_result(path: Path) -> tuple[list[str], np.ndarray, np.ndarray]:
     return [f"{index}" for index in range(values.shape[1])], values, np.array([trial.costs for trial in trials])
 
 
+def _settings(arguments: argparse.Namespace) -> dict[str, object]:
+    """What two searches must have in common to be compared."""
+    return {
+        "problem": str(arguments.table or "closed-form"),
+        "num_samples": arguments.num_samples,
+        "noise": arguments.noise,
+        "reference": arguments.reference,
+    }
+
+
+def _finished(arguments: argparse.Namespace) -> dict[str, list[dict]]:
+    """The searches that an earlier run of this benchmark wrote, by method and in the order of their seeds."""
+    if arguments.output is None or not arguments.output.exists():
+        return {}
+    earlier = json.loads(arguments.output.read_text(encoding="utf-8"))
+    if earlier.get("settings") != _settings(arguments):
+        raise SystemExit(
+            f"{arguments.output} holds searches of {earlier.get('settings')}, this is {_settings(arguments)}; "
+            "give another --output."
+        )
+    return earlier["methods"]
+
+
 def _row(name: str, curves: Sequence[Sequence[float]], shown: Sequence[int]) -> str:
     cells = [f"{np.median(column):.3f} ({column.min():.3f})" for column in np.array(curves)[:, np.array(shown) - 1].T]
     return f"{name:14}" + "".join(f"{cell:>16}" for cell in cells)
@@ -157,7 +182,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--problem", type=Path, default=PROBLEM, help="folder of the closed-form problem")
     parser.add_argument("--table", type=Path, default=None, help="CSV or result.json of pre-evaluated sub-networks")
-    parser.add_argument("--methods", nargs="+", default=list(METHODS), help="ehvi takes about an hour a seed")
+    parser.add_argument("--methods", nargs="+", default=list(METHODS), help="ehvi takes over 20 minutes a seed")
     parser.add_argument("--num_samples", type=int, default=200, help="evaluations a search")
     parser.add_argument("--seeds", type=int, default=10, help="searches; the closed-form instances take turns")
     parser.add_argument("--noise", type=float, default=0.0, help="standard deviation of noise on the error")
@@ -172,28 +197,21 @@ def main() -> None:
     shown.append(arguments.num_samples)
     print("relative hypervolume, median over seeds (lowest)")
     print(f"{'method':14}" + "".join(f"{count:>16}" for count in shown) + f"{'CPU s/proposal':>16}", flush=True)
-    results = {}
+    done = _finished(arguments)
     for name in arguments.methods:
-        curves, as_recorded, seconds = [], [], []
-        for seed in tqdm(range(arguments.seeds), desc=name, leave=False):
+        runs = done.setdefault(name, [])
+        for seed in tqdm(range(len(runs), arguments.seeds), desc=name, leave=False):
             problem = problems[seed % len(problems)]
             curve, recorded, cost = problem.run(name, arguments.num_samples, seed, arguments.noise)
-            curves.append(curve)
-            as_recorded.append(recorded)
-            seconds.append(cost)
-        print(_row(name, curves, shown) + f"{np.median(seconds):>16.4f}", flush=True)
-        if curves != as_recorded:
-            print(_row("  as recorded", as_recorded, shown), flush=True)
-        results[name] = {
-            "hypervolume": curves,
-            "hypervolume_as_recorded": as_recorded,
-            "cpu_seconds_a_proposal": seconds,
-        }
-        if arguments.output is not None:
-            settings = {
-                key: str(value) if isinstance(value, Path) else value for key, value in vars(arguments).items()
-            }
-            write_json(arguments.output, {"arguments": settings, "methods": results})
+            runs.append({"hypervolume": curve, "as_recorded": recorded, "cpu_seconds_a_proposal": cost})
+            if arguments.output is not None:
+                write_json(arguments.output, {"settings": _settings(arguments), "methods": done})
+        runs = runs[: arguments.seeds]
+        cost = np.median([run["cpu_seconds_a_proposal"] for run in runs])
+        curves = [run["hypervolume"] for run in runs]
+        print(_row(name, curves, shown) + f"{cost:>16.4f}", flush=True)
+        if curves != (recorded := [run["as_recorded"] for run in runs]):
+            print(_row("  as recorded", recorded, shown), flush=True)
 
 
 if __name__ == "__main__":

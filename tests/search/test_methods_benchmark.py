@@ -34,6 +34,10 @@ def result():
     return search(UnitsSpace(), accuracy_of, OBJECTIVES, size=size_of, num_samples=80)
 
 
+def curves_of(numbers, method):
+    return [run["hypervolume"] for run in numbers[method]]
+
+
 def write_table(path, result):
     with path.open("w", newline="") as file:
         writer = csv.writer(file)
@@ -52,10 +56,28 @@ def test_methods_on_a_table(benchmark, result, tmp_path, capsys):
     numbers = json.loads(output.read_text())["methods"]
     for method in methods:
         assert method in printed
-        for curve in numbers[method]["hypervolume"]:
+        for curve in curves_of(numbers, method):
             assert len(curve) == 40 and curve == sorted(curve) and 0 < curve[0] and curve[-1] <= 1 + 1e-9
     # Half of the rows are enough for nearly all of their front.
-    assert min(curve[-1] for curve in numbers["model_based"]["hypervolume"]) > 0.99
+    assert min(curve[-1] for curve in curves_of(numbers, "model_based")) > 0.99
+
+
+def test_a_second_run_searches_only_what_is_missing(benchmark, result, tmp_path, monkeypatch):
+    table, output = tmp_path / "table.csv", tmp_path / "numbers.json"
+    write_table(table, result)
+    arguments = ("--table", table, "--num_samples", 30, "--output", output, "--methods", "random_search")
+    benchmark.run(*arguments, "--seeds", 1)
+    first = json.loads(output.read_text())["methods"]["random_search"]
+    searched = []
+    run = benchmark.Problem.run
+    monkeypatch.setattr(
+        benchmark.Problem, "run", lambda self, *given: searched.append(given[:3:2]) or run(self, *given)
+    )
+    benchmark.run(*arguments, "local_search", "--seeds", 2)
+    assert searched == [("random_search", 1), ("local_search", 0), ("local_search", 1)]
+    assert json.loads(output.read_text())["methods"]["random_search"][0] == first[0]
+    with pytest.raises(SystemExit, match="give another --output"):
+        benchmark.run(*arguments, "--noise", 0.1)
 
 
 def test_every_row_is_evaluated_in_the_end_and_a_result_file_is_a_table_too(benchmark, result, tmp_path):
