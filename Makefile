@@ -32,7 +32,6 @@ demo: $(INSTALLED)
 		--per_device_train_batch_size 16 \
 		--per_device_eval_batch_size 64 \
 		--pad_to_max_length False \
-		--search_strategy nsga2 \
 		--num_samples 30 \
 		--max_selection_samples 512 \
 		--max_params_ratio 0.5 \

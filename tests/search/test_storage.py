@@ -186,17 +186,19 @@ def postgresql(tmp_path_factory):
     pytest.importorskip("psycopg", reason="psycopg is not installed (pip install hf-nas[postgresql])")
     folder = Path(subprocess.check_output(["mktemp", "-d"], text=True).strip())
     # The server refuses to run as root.
-    become = ["runuser", "-u", "postgres", "--"] if os.geteuid() == 0 else []
-    if become:
-        if subprocess.run(["id", "postgres"], capture_output=True).returncode:
+    become = {}
+    if os.geteuid() == 0:
+        try:
+            shutil.chown(folder, "postgres")
+        except LookupError:
             pytest.skip("PostgreSQL does not run as root, and there is no user postgres")
-        shutil.chown(folder, "postgres")
+        become = {"user": "postgres", "cwd": folder}
     data = folder / "data"
     subprocess.run(
-        [*become, programs / "initdb", "-D", data, "-U", "hf_nas", "--auth", "trust"], check=True, capture_output=True
+        [programs / "initdb", "-D", data, "-U", "hf_nas", "--auth", "trust"], check=True, capture_output=True, **become
     )
     options = ["-D", data, "-k", folder, "-c", "listen_addresses=", "-c", "fsync=off"]
-    server = subprocess.Popen([*become, programs / "postgres", *options], stderr=subprocess.DEVNULL)
+    server = subprocess.Popen([programs / "postgres", *options], stderr=subprocess.DEVNULL, **become)
     try:
         end = time.monotonic() + 60
         while subprocess.run([programs / "pg_isready", "-h", folder], capture_output=True).returncode:
@@ -204,7 +206,8 @@ def postgresql(tmp_path_factory):
             time.sleep(0.1)
         yield f"postgresql://hf_nas@/postgres?host={folder}"
     finally:
-        subprocess.run([*become, programs / "pg_ctl", "-D", data, "-m", "immediate", "stop"], capture_output=True)
+        stop = [programs / "pg_ctl", "-D", data, "-m", "immediate", "stop"]
+        subprocess.run(stop, capture_output=True, **become)
         server.wait(30)
         shutil.rmtree(folder, ignore_errors=True)
 
