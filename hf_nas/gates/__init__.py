@@ -1,5 +1,6 @@
 """Gates: a multiplier for each unit, attached by hooks; trainable ones, and the budget that they are pruned to."""
 
+from hf_nas.gates.attachment import AttachedGates
 from hf_nas.gates.budget import BudgetController
 from hf_nas.gates.fold import fold
 from hf_nas.gates.hard_concrete import HardConcrete
@@ -18,6 +19,7 @@ from hf_nas.gates.voita import VoitaGates
 
 __all__ = [
     "KINDS",
+    "AttachedGates",
     "BudgetController",
     "CostBudget",
     "GateValues",

@@ -1,6 +1,9 @@
-"""The hooks by which gates act on a stock model, and what they currently multiply with."""
+"""The hooks by which gates act on a stock model, what they currently multiply with, and what all such gates share."""
 
+import hashlib
+from abc import ABC, abstractmethod
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import nn
@@ -10,7 +13,8 @@ from transformers import PreTrainedModel
 from hf_nas.bypass import first_argument
 from hf_nas.gates.hidden import masked_layer_norm, stream_norms
 from hf_nas.gates.values import GateValues
-from hf_nas.structures import ModelStructure, SubLayer
+from hf_nas.structures import ModelStructure, SubLayer, describe
+from hf_nas.subnetwork import SubNetwork
 
 
 def resolve(values: GateValues) -> GateValues:
@@ -182,3 +186,95 @@ def _checkpoints_reentrantly(layer: nn.Module) -> bool:
     function = getattr(layer, "_gradient_checkpointing_func", None)
     active = getattr(layer, "gradient_checkpointing", False)
     return bool(active and getattr(function, "keywords", {}).get("use_reentrant", False))
+
+
+class AttachedGates(nn.Module, ABC):
+    """A module of gates that acts on a stock model by hooks; the model keeps its class, parameters and their names.
+
+    Random draws follow from `seed` and their number, so that all processes of a distributed training draw the same
+    gates and a resumed one goes on with the draws it would have made; the number is part of the state dict.
+
+    The gates are a module of their own. To be saved, and reduced in distributed training, with the model they must be
+    registered with whatever the `Trainer` wraps; all of their parameters take part in every forward pass.
+
+    Args:
+        model: of a known family.
+        seed: of initial values and draws.
+    """
+
+    def __init__(self, model: PreTrainedModel, seed: int = 0):
+        super().__init__()
+        self.structure: ModelStructure = describe(model)
+        self.seed = int(seed)
+        # Whether the gates act; while they do not, everything is multiplied by 1 and gates get gradients of 0.
+        self.active = True
+        self._draws = 0
+        self._attachment: Attachment | None = None
+        self.register_buffer("draws", torch.zeros((), dtype=torch.long))
+        self.register_load_state_dict_post_hook(_take_over_counts)
+
+    @abstractmethod
+    def _gated(self) -> tuple[set[str], set[str], bool]:
+        """The sub-layers with gated units, those that a gate closes, and whether hidden dimensions have gates."""
+
+    @abstractmethod
+    def _prepare(self, training: bool) -> GateValues:
+        """What a pass multiplies with, drawn anew where the model trains."""
+
+    def attach(self, model: PreTrainedModel) -> None:
+        """Act on a model from now on: the one that the gates were made for, or one with the same units.
+
+        Raises:
+            ValueError: if it has other units, or gates are attached to it already.
+        """
+        if self._attachment is not None:
+            raise ValueError("These gates are attached to a model already; detach them first.")
+        SubNetwork.full(self.structure).check(describe(model))
+        self._attachment = Attachment(model, self.structure, *self._gated(), self._prepare)
+
+    def detach(self) -> None:
+        """Take all hooks off the model."""
+        if self._attachment is not None:
+            self._attachment.remove()
+            self._attachment = None
+
+    def __enter__(self) -> "AttachedGates":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.detach()
+
+    @property
+    def current(self) -> GateValues | None:
+        """What the last forward pass multiplied with: gradients flow through it; closed sub-layers are 0 in it."""
+        return None if self._attachment is None else self._attachment.current
+
+    def penalty(self) -> torch.Tensor | None:
+        """What the loss of a training is to be raised by, shape `()`; None for gates that cost nothing themselves."""
+        return None
+
+    def parameter_group(self, learning_rate: float) -> dict[str, Any]:
+        """All parameters as a group of an optimizer, without weight decay."""
+        return {"params": list(self.parameters()), "lr": learning_rate, "weight_decay": 0.0}
+
+    def _start(self, model: PreTrainedModel) -> None:
+        """Move to the model's device and act on it; the last thing that an initialisation does."""
+        self.to(next(model.base_model.parameters()).device)
+        self.attach(model)
+
+    def _next_generator(self) -> torch.Generator:
+        """Of the random numbers of the next draw, which is counted."""
+        self._draws += 1
+        self.draws.fill_(self._draws)
+        digest = hashlib.sha256(f"{self.seed}/{self._draws}".encode()).digest()
+        generator = torch.Generator(device=self.draws.device)
+        generator.manual_seed(int.from_bytes(digest[:7], "big"))
+        return generator
+
+    def _take_over_counts(self) -> None:
+        """A state dict was loaded."""
+        self._draws = int(self.draws)
+
+
+def _take_over_counts(gates: AttachedGates, incompatible_keys: object) -> None:
+    gates._take_over_counts()

@@ -1,21 +1,18 @@
 """Hard concrete gates for any of five kinds of units of a stock model (CoFi; Xia et al., 2022)."""
 
-import hashlib
 import math
 from collections.abc import Iterable
 from dataclasses import replace
-from typing import Any
 
 import torch
-from torch import nn
 from transformers import PreTrainedModel
 
-from hf_nas.gates.attachment import Attachment, resolve
+from hf_nas.gates.attachment import AttachedGates, resolve
 from hf_nas.gates.hard_concrete import HardConcrete
 from hf_nas.gates.hidden import stream_norms
 from hf_nas.gates.kinds import KINDS, check_kinds
 from hf_nas.gates.values import GateValues
-from hf_nas.structures import ModelStructure, describe
+from hf_nas.structures import ModelStructure
 from hf_nas.subnetwork import SubNetwork
 
 
@@ -26,20 +23,15 @@ def _gated_names(structure: ModelStructure, kind: str) -> tuple[str, ...]:
     return tuple(s.name for s in present if s.units > 0 or kind in ("attention", "feed_forward"))
 
 
-class UnitGates(nn.Module):
+class UnitGates(AttachedGates):
     """Gates for heads, neurons, whole attentions, whole feed-forward networks and hidden dimensions of a model.
 
-    They are attached by hooks; the model keeps its class, its parameters and their names. Each forward pass in
-    training mode draws all gates once, for the whole batch, and what is recomputed in the backward pass (gradient
-    checkpointing) sees that draw as long as no other forward pass came between. In evaluation mode the gates are
-    deterministic. The draws follow from `seed` and their number, so that all processes of a distributed training draw
-    the same gates and a resumed one goes on with the draws it would have made; the number is part of the state dict.
+    Each forward pass in training mode draws all gates once, for the whole batch, and what is recomputed in the
+    backward pass (gradient checkpointing) sees that draw as long as no other forward pass came between. In evaluation
+    mode the gates are deterministic.
 
     "heads" and "attention" mean the cross-attentions of an encoder-decoder too, each with gates of its own. Where a
     sub-layer is closed, or all of its units are, it is the identity, its normalisation included.
-
-    The gates are a module of their own. To be saved, and reduced in distributed training, with the model they must be
-    registered with whatever the `Trainer` wraps; all of their parameters take part in every forward pass.
 
     Args:
         model: of a known family.
@@ -63,33 +55,24 @@ class UnitGates(nn.Module):
         stretch: tuple[float, float] = (-0.1, 1.1),
         seed: int = 0,
     ):
-        super().__init__()
+        super().__init__(model, seed)
         if not 0 < droprate_init < 1:
             raise ValueError(f"droprate_init is {droprate_init}; give a probability between 0 and 1, such as 0.5.")
-        self.structure = describe(model)
         self.kinds = check_kinds(kinds)
-        self.seed = int(seed)
-        # Whether the gates act; while they do not, everything is multiplied by 1 and gates get gradients of 0.
-        self.active = True
         self._names = {kind: _gated_names(self.structure, kind) for kind in self.kinds if kind != "hidden"}
-        self._draws = 0
         self._fixed: GateValues | None = None
-        self._attachment: Attachment | None = None
         generator = torch.Generator().manual_seed(self.seed)
         neurons_mean = math.log((1 - droprate_init) / droprate_init)
         for kind in self.kinds:
             sizes = self._sizes(model, kind)
             mean = neurons_mean if kind == "neurons" else 10.0
             self.add_module(kind, HardConcrete(sizes, mean, 0.01, temperature, stretch, generator))
-        self.register_buffer("draws", torch.zeros((), dtype=torch.long))
         counts = torch.tensor([float(sub_layer.units) for sub_layer in self.structure])
         self.register_buffer("_counts", counts, persistent=False)
         for kind, names in self._names.items():
             index = torch.tensor([self.structure.names.index(name) for name in names])
             self.register_buffer(f"_{kind}_index", index, persistent=False)
-        self.register_load_state_dict_post_hook(_take_over_draws)
-        self.to(next(model.base_model.parameters()).device)
-        self.attach(model)
+        self._start(model)
 
     def _sizes(self, model: PreTrainedModel, kind: str) -> tuple[int, ...]:
         if kind == "hidden":
@@ -102,45 +85,15 @@ class UnitGates(nn.Module):
             )
         return tuple(self.structure[name].units if kind in ("heads", "neurons") else 1 for name in names)
 
-    def attach(self, model: PreTrainedModel) -> None:
-        """Act on a model from now on: the one that the gates were made for, or one with the same units.
-
-        Raises:
-            ValueError: if it has other units, or gates are attached to it already.
-        """
-        if self._attachment is not None:
-            raise ValueError("These gates are attached to a model already; detach them first.")
-        SubNetwork.full(self.structure).check(describe(model))
+    def _gated(self) -> tuple[set[str], set[str], bool]:
         units = {name for kind in ("heads", "neurons") for name in self._names.get(kind, ())}
         sub_layers = units | {name for kind in ("attention", "feed_forward") for name in self._names.get(kind, ())}
-        hidden = "hidden" in self.kinds
-        self._attachment = Attachment(model, self.structure, units, sub_layers, hidden, self._prepare)
-
-    def detach(self) -> None:
-        """Take all hooks off the model."""
-        if self._attachment is not None:
-            self._attachment.remove()
-            self._attachment = None
-
-    def __enter__(self) -> "UnitGates":
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.detach()
-
-    @property
-    def current(self) -> GateValues | None:
-        """What the last forward pass multiplied with: gradients flow through it; closed sub-layers are 0 in it."""
-        return None if self._attachment is None else self._attachment.current
+        return units, sub_layers, "hidden" in self.kinds
 
     def clamp(self) -> None:
         """Keep all logits in [ln 0.01, ln 100]; call it after each optimizer step."""
         for kind in self.kinds:
             self._gates(kind).clamp()
-
-    def parameter_group(self, learning_rate: float) -> dict[str, Any]:
-        """The logits as a parameter group of an optimizer: constant learning rate, no weight decay."""
-        return {"params": list(self.parameters()), "lr": learning_rate, "weight_decay": 0.0}
 
     def fix(self, values: GateValues | None) -> None:
         """Multiply with these values in every pass, in training too, from now on; None returns to the own values.
@@ -223,11 +176,7 @@ class UnitGates(nn.Module):
             return resolve(self._complete(self._fixed))
         if not training:
             return resolve(self._collect({kind: gate.deterministic() for kind, gate in gates.items()}))
-        self._draws += 1
-        self.draws.fill_(self._draws)
-        digest = hashlib.sha256(f"{self.seed}/{self._draws}".encode()).digest()
-        generator = torch.Generator(device=gates[self.kinds[0]].logits.device)
-        generator.manual_seed(int.from_bytes(digest[:7], "big"))
+        generator = self._next_generator()
         return resolve(self._collect({kind: gate.sample(generator=generator) for kind, gate in gates.items()}))
 
     def _complete(self, fixed: GateValues) -> GateValues:
@@ -235,10 +184,6 @@ class UnitGates(nn.Module):
         ones = self._collect({kind: torch.ones_like(self._gates(kind).logits.float()) for kind in self.kinds})
         hidden = ones.hidden if fixed.hidden is None else fixed.hidden
         return GateValues({**ones.units, **fixed.units}, {**ones.sub_layers, **fixed.sub_layers}, hidden)
-
-
-def _take_over_draws(gates: UnitGates, incompatible_keys: object) -> None:
-    gates._draws = int(gates.draws)
 
 
 def _binary(values: GateValues) -> GateValues:

@@ -93,6 +93,11 @@ class VoitaGates(SampledGates):
         """What the loss of a training is to be raised by: `l0_penalty` times the expected number of open gates."""
         return self.l0_penalty * self.heads.open_probability().sum()
 
+    def expected_by_part(self) -> list[tuple[float, int]]:
+        """For each part of the budget how many heads are expected to be open, and how many stay in the end."""
+        parts = self.heads.open_probability().detach().split([size for size, _ in self._parts]) if self._parts else ()
+        return [(float(part.sum()), count) for part, (_, count) in zip(parts, self._parts)]
+
     def expected_open(self) -> tuple[torch.Tensor, torch.Tensor, None]:
         """What is expected to be open, as [`UnitGates.expected_open`] says it; sub-layers as a whole always are."""
         counts = self._counts.index_copy(0, self._index, self.heads.expected_open())

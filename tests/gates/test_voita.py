@@ -5,7 +5,17 @@ import torch
 from torch.nn import functional
 
 from hf_nas import describe, extract
-from hf_nas.gates import BudgetController, Gates, HeadBudget, VoitaGates, binary_gates, head_costs, head_rows
+from hf_nas.gates import (
+    BudgetController,
+    Gates,
+    HeadBudget,
+    SubsetGates,
+    UnitGates,
+    VoitaGates,
+    binary_gates,
+    head_costs,
+    head_rows,
+)
 from tests import zoo
 
 
@@ -161,6 +171,20 @@ def test_a_lagrangian_drives_the_expected_number_of_heads_to_a_number(name, coun
         controller.loss(gates, step).backward()
         optimizer.step()
     assert float(gates.heads.open_probability().sum()) == pytest.approx(count, abs=0.3)
+
+
+def test_how_far_the_gates_are_from_each_part_of_the_budget() -> None:
+    gates = VoitaGates(zoo.build("bart"), budget=HeadBudget({"decoder.attention": 2, "encoder.attention": 5}))
+    set_logits(gates, torch.tensor([10.0] * 12 + [-10.0] * 12))
+    (encoder, kept), (decoder, kept_there) = gates.expected_by_part()
+    assert (kept, kept_there) == (5, 2) and encoder == pytest.approx(12, abs=0.01) and decoder < 0.01
+    assert VoitaGates(zoo.build("bart")).expected_by_part() == []
+
+
+def test_only_gates_that_cost_something_have_a_penalty() -> None:
+    with UnitGates(zoo.build("bert"), ("heads",)) as units, VoitaGates(zoo.build("bert")) as voita:
+        assert units.penalty() is None and float(voita.penalty().detach()) > 0
+    assert SubsetGates(zoo.build("bert"), 4, use_straight_through=True).penalty() is None
 
 
 def test_draws_go_on_after_a_resume() -> None:
