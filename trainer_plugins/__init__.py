@@ -14,10 +14,12 @@ from trainer_plugins.distilling_trainer import DistillingTrainer
 from trainer_plugins.eftnas import SuperNetworkPlan, apply_config, plan_super_network
 from trainer_plugins.head_pruning import run_head_pruning
 from trainer_plugins.head_pruning_arguments import HeadPruningArguments
+from trainer_plugins.layer_distilling_trainer import LayerDistillingTrainer
 from trainer_plugins.movement_trainer import MovementSparsityCallback, MovementSparsityTrainer, learn_importance
 from trainer_plugins.pruning_run import PruningOutcome
 from trainer_plugins.pruning_schedule import PruningSchedule
-from trainer_plugins.pruning_trainer import PruningTrainer, QuestionAnsweringPruningTrainer
+from trainer_plugins.pruning_tasks import QuestionAnsweringPruningTrainer, TranslationPruningTrainer
+from trainer_plugins.pruning_trainer import PruningTrainer
 from trainer_plugins.question_answering import QuestionAnsweringTrainer
 from trainer_plugins.search import ScoredRows, SearchOutcome, run_search
 from trainer_plugins.staged_training import StagedTraining
@@ -32,6 +34,7 @@ __all__ = [
     "DistillingTrainer",
     "EftnasArguments",
     "HeadPruningArguments",
+    "LayerDistillingTrainer",
     "MovementSparsityCallback",
     "MovementSparsityTrainer",
     "NasArguments",
@@ -48,6 +51,7 @@ __all__ = [
     "SuperNetworkArguments",
     "SuperNetworkPlan",
     "SuperNetworkTrainer",
+    "TranslationPruningTrainer",
     "TranslationRows",
     "TranslationTrainer",
     "apply_config",

@@ -42,7 +42,7 @@ def check_arguments(
     """
     _check_distillation(nas.distillation)
     check_prunable(nas.pruning, model)
-    check_heads(nas.heads, model)
+    check_heads(nas.heads, model, nas.pruning)
     if nas.heads.needs_fine_tuned:
         check_fine_tuned(nas.heads, model, trains_weights=False)
     if not nas.needs_selection_set and not nas.eftnas.only_generate_importance_weight:

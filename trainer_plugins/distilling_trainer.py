@@ -7,13 +7,14 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel, Trainer
+from transformers import PreTrainedModel
 
 from hf_nas.distillation import IGNORED_LABEL, logits_of, task_and_teacher_loss
 from trainer_plugins.arguments import DistillationArguments
+from trainer_plugins.model_card import SmallModelHub
 
 
-class DistillingTrainer(Trainer):
+class DistillingTrainer(SmallModelHub):
     """Drop-in `Trainer` with knowledge distillation from the logits of a teacher (Hinton et al., 2015).
 
     The loss is `kd_task_weight` times the task loss plus the rest times the loss on the teacher's logits; without a

@@ -86,12 +86,15 @@ class _TrainingBatches:
             yield self._trainer._prepare_inputs(batch)
 
 
-def heads_of_front(total: int, heads_per_step: int, wanted: int) -> list[int]:
-    """How many heads the sub-networks of the front have, from all to none, with the wanted number among them."""
-    return sorted({*range(total, 0, -heads_per_step), 0, wanted}, reverse=True)
+def heads_of_front(total: int, heads_per_step: int, wanted: int | None = None) -> list[int]:
+    """How many heads the sub-networks of the front have, from all to none, with a wanted number among them."""
+    extra = () if wanted is None else (wanted,)
+    return sorted({*range(total, 0, -heads_per_step), 0, *extra}, reverse=True)
 
 
-def write_front(trainer: PruningTrainer, order: HeadOrder, wanted: int, sequence_length: int, folder: Path) -> None:
+def write_front(
+    trainer: PruningTrainer, order: HeadOrder, wanted: int | None, sequence_length: int, folder: Path
+) -> None:
     """Write sizes and, if evaluation is asked for, metrics of the sub-networks on the way, as CSV and JSON.
 
     Every prefix of the order says a sub-network, and none of them is trained.
@@ -99,7 +102,7 @@ def write_front(trainer: PruningTrainer, order: HeadOrder, wanted: int, sequence
     Args:
         trainer: holds the model and the evaluation set.
         order: of its heads.
-        wanted: a number of heads that is measured in any case.
+        wanted: a number of heads that is measured in any case, if one is.
         sequence_length: tokens of a sequence for which operations are counted.
         folder: where to.
     """

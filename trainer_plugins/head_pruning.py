@@ -13,6 +13,8 @@ from hf_nas.extraction import extract, save_extracted
 from hf_nas.files import write_json
 from hf_nas.gates import (
     BudgetController,
+    CostBudget,
+    HeadBudget,
     SubsetGates,
     TemperatureSchedule,
     VoitaGates,
@@ -23,6 +25,7 @@ from hf_nas.profiling import SizeTable
 from hf_nas.subnetwork import SubNetwork, kept_ids
 from trainer_plugins.cofi_arguments import PruningArguments
 from trainer_plugins.cofi_files import REPORT_FILE, REPORT_FORMAT
+from trainer_plugins.head_budget import budget_of, heads_by_kind, heads_left, keep_by_order
 from trainer_plugins.head_front import find_order, is_measured, write_front
 from trainer_plugins.head_pruning_arguments import HeadPruningArguments
 from trainer_plugins.head_pruning_checks import check_heads, schedule_of
@@ -48,14 +51,22 @@ _LARGE_GAP = 0.1
 
 @dataclass(frozen=True)
 class _Run(PruningRun):
-    """The same with the flags of the pruning of heads."""
+    """The same with the flags of the pruning of heads, and what may stay."""
 
     heads: HeadPruningArguments
     sequence_length: int
+    budget: HeadBudget | CostBudget | None
+    cost_settings: Mapping[str, Any]
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """All flags that say which heads, and which neurons, are left."""
+        heads = {name: value for name, value in asdict(self.heads).items() if name != "gate_neurons"}
+        return {**heads, **self.cost_settings}
 
     def finetune_settings(self) -> Mapping[str, Any]:
-        """All flags that say which heads are left."""
-        return asdict(self.heads)
+        """The same."""
+        return self.settings
 
 
 def run_head_pruning(
@@ -82,7 +93,8 @@ def run_head_pruning(
         arguments: of the training.
         heads: what to do.
         sequence_length: tokens of a sequence for which operations are counted.
-        final: whether and how the small model is fine-tuned in the end; by default it is not.
+        final: whether and how the small model is fine-tuned in the end (by default it is not), and for dsp the budget
+            where it is no number of heads: `target_sparsity` in `pruning_budget`.
         teacher: fine-tuned on the task; its logits are learnt wherever weights or gates are trained.
         trainer_class: for tasks that are evaluated in another way.
         record: what else the weights depend on; a run with another record in the same folder is refused.
@@ -93,8 +105,19 @@ def run_head_pruning(
     """
     if not heads.is_active:
         raise ValueError("No heads are to be pruned; set pruning_method to dsp, voita or michel.")
-    check_heads(heads, model)
-    run = _Run(arguments, trainer_class, teacher, dict(record or {}), trainer_arguments, heads, sequence_length)
+    final = final or PruningArguments()
+    check_heads(heads, model, final, sequence_length)
+    costs = {}
+    if final.target_sparsity:
+        costs = {"gate_neurons": heads.gate_neurons} | {
+            name: getattr(final, name) for name in ("target_sparsity", "pruning_budget")
+        }
+        if final.pruning_budget == "macs":
+            costs["sequence_length"] = sequence_length
+    run = _Run(
+        arguments, trainer_class, teacher, dict(record or {}), trainer_arguments, heads, sequence_length,
+        budget_of(heads, final, model, sequence_length), costs,
+    )  # fmt: skip
     pruned = run.output / PRUNED_FOLDER
     if heads.trains_gates:
         _prune_by_gates(run, model, pruned)
@@ -102,7 +125,7 @@ def run_head_pruning(
         if arguments.do_train:
             model = _fine_tune_first(run, model)
         _prune_by_importance(run, model, pruned)
-    return run.hand_over(model, pruned, final or PruningArguments())
+    return run.hand_over(model, pruned, final)
 
 
 def training_steps(arguments: TrainingArguments, rows: int) -> int:
@@ -122,9 +145,9 @@ def _make_gates(run: _Run, model: PreTrainedModel) -> SubsetGates | VoitaGates:
     heads, seed = run.heads, run.arguments.seed
     if heads.pruning_method == "voita":
         penalty = _L0_PENALTY if heads.l0_penalty is None else heads.l0_penalty
-        return VoitaGates(model, penalty, heads.num_of_heads, seed=seed)
+        return VoitaGates(model, penalty, run.budget, seed=seed)
     if heads.use_ste:
-        return SubsetGates(model, heads.num_of_heads, use_straight_through=True, seed=seed)
+        return SubsetGates(model, run.budget, use_straight_through=True, seed=seed)
     steps = training_steps(run.arguments, len(run.trainer_arguments["train_dataset"]))
     cooldown = heads.cooldown_steps or max(round(_COOLDOWN * steps), 1)
     if cooldown > steps:
@@ -135,20 +158,21 @@ def _make_gates(run: _Run, model: PreTrainedModel) -> SubsetGates | VoitaGates:
             steps,
         )
     schedule = TemperatureSchedule(heads.initial_temperature, heads.final_temperature, cooldown)
-    return SubsetGates(model, heads.num_of_heads, schedule=schedule, seed=seed)
+    return SubsetGates(model, run.budget, schedule=schedule, seed=seed)
 
 
 def _make_controller(run: _Run, gates: SubsetGates | VoitaGates) -> BudgetController | None:
     """Lagrange multipliers that drive gates of Voita to a number of heads, where no penalty is given."""
     heads = run.heads
-    if heads.pruning_method != "voita" or heads.num_of_heads is None or heads.l0_penalty is not None:
+    if heads.pruning_method != "voita" or run.budget is None or heads.l0_penalty is not None:
         return None
-    return BudgetController(head_costs(gates.structure), 1 - heads.num_of_heads / sum(gates.sizes))
+    total = sum(row.units for row in head_rows(gates.structure))
+    return BudgetController(head_costs(gates.structure), 1 - heads_left(run.budget, gates.structure) / total)
 
 
 def _prune_by_gates(run: _Run, model: PreTrainedModel, pruned: Path) -> None:
     """Train gates, alone or with the weights, and write the model with the heads that stay."""
-    folder, record = run.output / PRUNING_FOLDER, run.record_with(asdict(run.heads))
+    folder, record = run.output / PRUNING_FOLDER, run.record_with(run.settings)
     if run.begin(folder, record) and (pruned / REPORT_FILE).is_file():
         logger.info("The pruning in '%s' is done.", folder)
         return
@@ -164,7 +188,9 @@ def _prune_by_gates(run: _Run, model: PreTrainedModel, pruned: Path) -> None:
     )
     run.train(trainer)
     sub_network, state = gates.sub_network(), _state_of(gates)
-    _warn_of_gap(state.get("expected_heads"), run.heads.num_of_heads, sum(gates.sizes))
+    if isinstance(gates, VoitaGates):
+        for expected, wanted in gates.expected_by_part():
+            _warn_of_gap(expected, wanted, sum(gates.sizes))
     _write(run, trainer.release(), sub_network, pruned, {**state, "checkpoint": best_checkpoint(trainer)})
     run.finish(trainer, folder, record)
 
@@ -179,8 +205,8 @@ def _state_of(gates: SubsetGates | VoitaGates) -> dict[str, Any]:
     }
 
 
-def _warn_of_gap(expected: float | None, wanted: int | None, total: int) -> None:
-    if expected is None or wanted is None or abs(expected - wanted) <= _LARGE_GAP * total:
+def _warn_of_gap(expected: float, wanted: int, total: int) -> None:
+    if abs(expected - wanted) <= _LARGE_GAP * total:
         return
     logger.warning(
         "The gates were trained to %.1f open heads and %d %s to stay, so the model was not trained with the heads "
@@ -208,7 +234,7 @@ def _fine_tune_first(run: _Run, model: PreTrainedModel) -> PreTrainedModel:
 
 def _prune_by_importance(run: _Run, model: PreTrainedModel, pruned: Path) -> None:
     """Order the heads, measure what is left on the way, and write the model with the heads that stay."""
-    folder, record = run.output / PRUNING_FOLDER, run.record_with(asdict(run.heads))
+    folder, record = run.output / PRUNING_FOLDER, run.record_with(run.settings)
     record["do_train"] = run.arguments.do_train
     is_done = run.begin(folder, record) and (pruned / REPORT_FILE).is_file()
     if is_done and (is_measured(run.output) or not run.arguments.do_eval):
@@ -216,8 +242,10 @@ def _prune_by_importance(run: _Run, model: PreTrainedModel, pruned: Path) -> Non
         return
     trainer = run.trainer_class(model=model, args=run.arguments_in(folder), **run.trainer_arguments)
     order = find_order(trainer, run.heads, folder)
+    # What is chosen by kinds is no prefix of the order, so it is no point of the front.
     write_front(trainer, order, run.heads.num_of_heads, run.sequence_length, run.output)
-    _write(run, model, order.keeping(run.heads.num_of_heads), pruned, {"heads_per_step": order.heads_per_step})
+    sub_network = keep_by_order(order, run.budget)
+    _write(run, model, sub_network, pruned, {"heads_per_step": order.heads_per_step})
     run.finish(trainer, folder, record)
 
 
@@ -234,7 +262,7 @@ def _write(
     report = {
         "format": REPORT_FORMAT,
         "method": run.heads.pruning_method,
-        "settings": {name: value for name, value in asdict(run.heads).items() if name != "pruning_method"},
+        "settings": {name: value for name, value in run.settings.items() if name != "pruning_method"},
         "heads": sum(len(kept_ids(sub_network[row.name])) for row in rows),
         "dense_heads": sum(row.units for row in rows),
         "parameters": sum(parameter.numel() for parameter in small.parameters()),
@@ -243,6 +271,18 @@ def _write(
         "dense_macs": table.macs(SubNetwork.full(table.structure), run.sequence_length),
         **details,
     }
+    kinds = heads_by_kind(sub_network, table.structure)
+    if len(kinds) > 1:
+        report["heads_by_kind"] = kinds
+    if isinstance(run.budget, CostBudget):
+        neurons = [s for s in table.structure if not s.layout.is_attention]
+        report |= {
+            "neurons": sum(len(kept_ids(sub_network[s.name])) for s in neurons),
+            "dense_neurons": sum(s.units for s in neurons),
+            "budget": run.cost_settings["pruning_budget"],
+            "target": run.budget.sparsity,
+            "sparsity": run.budget.costs.sparsity(sub_network),
+        }
     if run.writes:
         save_extracted(small, sub_network, pruned, run.trainer_arguments.get("processing_class"))
         write_json(pruned / REPORT_FILE, report)

@@ -14,7 +14,7 @@ class HeadPruningArguments:
 
     Names are those of the published code of differentiable subset pruning (Li, Cotterell and Sachan, 2021) and of the
     methods that it compares with (Voita et al., 2019; Michel et al., 2019). `num_of_heads` is the number of heads to
-    keep for each of them.
+    keep for each of them. dsp also takes CoFi's `target_sparsity` and `pruning_budget` in its place.
     """
 
     pruning_method: str | None = field(
@@ -28,8 +28,28 @@ class HeadPruningArguments:
         default=None,
         metadata={
             "help": "Heads to keep, over all attentions; under grouped-query attention key-value heads. dsp and "
-            "michel need it; voita without it keeps what its gates leave open. For michel the published flag of this "
-            "name was the number of heads to remove in a step, here --heads_per_step."
+            "michel need it or one of the next three; voita without them keeps what its gates leave open. For michel "
+            "the published flag of this name was the number of heads to remove in a step, here --heads_per_step."
+        },
+    )
+    num_of_heads_encoder_self: int | None = field(
+        default=None,
+        metadata={
+            "help": "Heads to keep of the self-attentions of the encoder, in place of --num_of_heads; attentions for "
+            "which no number is given keep all of their heads."
+        },
+    )
+    num_of_heads_cross: int | None = field(
+        default=None, metadata={"help": "The same for the cross-attentions of the decoder."}
+    )
+    num_of_heads_decoder_self: int | None = field(
+        default=None, metadata={"help": "The same for the self-attentions of the decoder."}
+    )
+    gate_neurons: bool = field(
+        default=False,
+        metadata={
+            "help": "Let dsp prune neurons of feed-forward networks together with heads, by --target_sparsity as the "
+            "fraction of --pruning_budget (params or macs) that is removed."
         },
     )
     pruning_lr: float | None = field(
@@ -93,6 +113,12 @@ class HeadPruningArguments:
     def is_active(self) -> bool:
         """Whether heads are pruned."""
         return self.pruning_method is not None
+
+    @property
+    def heads_by_kind(self) -> dict[str, int]:
+        """The numbers of heads that are given for one kind of attention, by flag, in the published order."""
+        names = ("num_of_heads_encoder_self", "num_of_heads_cross", "num_of_heads_decoder_self")
+        return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
 
     @property
     def trains_gates(self) -> bool:

@@ -4,10 +4,12 @@ from dataclasses import fields
 
 from transformers import PreTrainedModel, TrainingArguments
 
-from hf_nas.gates import HeadBudget, TemperatureSchedule, head_rows
+from hf_nas.gates import TemperatureSchedule, head_rows
 from hf_nas.structures import describe
 from trainer_plugins.arguments import NasArguments
+from trainer_plugins.cofi_arguments import PruningArguments
 from trainer_plugins.cofi_checks import check_final_finetune
+from trainer_plugins.head_budget import MEASURES, budget_of
 from trainer_plugins.head_pruning_arguments import METHODS, HeadPruningArguments
 from trainer_plugins.pruning_schedule import PruningSchedule
 
@@ -16,7 +18,8 @@ from trainer_plugins.pruning_schedule import PruningSchedule
 _ONLY = {
     "annealing": ("dsp",), "initial_temperature": ("dsp",), "final_temperature": ("dsp",), "cooldown_steps": ("dsp",),
     "use_ste": ("dsp",), "l0_penalty": ("voita",), "pruning_lr": ("dsp", "voita"), "joint_pruning": ("dsp", "voita"),
-    "exact_pruning": ("michel",), "heads_per_step": ("michel",), "importance_per_example": ("michel",),
+    "gate_neurons": ("dsp",), "exact_pruning": ("michel",), "heads_per_step": ("michel",),
+    "importance_per_example": ("michel",),
 }  # fmt: skip
 _GATE_GRADIENT_NORM = 1.0
 
@@ -45,8 +48,7 @@ def check_head_pruning(training: TrainingArguments, nas: NasArguments) -> None:
                 "it out."
             )
     _check_others(nas)
-    if heads.num_of_heads is None and heads.pruning_method != "voita":
-        raise ValueError(f"--pruning_method {heads.pruning_method} keeps a number of heads; add --num_of_heads.")
+    _check_budget(heads, nas.pruning)
     for name in ("pruning_lr", "l0_penalty"):
         value = getattr(heads, name)
         if value is not None and not 0 < value < float("inf"):
@@ -80,8 +82,42 @@ def _check_others(nas: NasArguments) -> None:
             raise ValueError(
                 f"--{name} belongs to --pruning_type; with {method} a teacher is given by --kd_teacher_model alone."
             )
-    if nas.pruning.target_sparsity:
-        raise ValueError(f"--target_sparsity belongs to --pruning_type; {method} goes by --num_of_heads.")
+
+
+def _check_budget(heads: HeadPruningArguments, pruning: PruningArguments) -> None:
+    """Exactly one of a number of heads, numbers by kind, and a fraction of the cost; voita does without."""
+    method, target = f"--pruning_method {heads.pruning_method}", pruning.target_sparsity
+    numbers = [f"--{name}" for name in heads.heads_by_kind]
+    if heads.num_of_heads is not None:
+        if numbers:
+            raise ValueError(
+                f"--num_of_heads is for all attentions together and {numbers[0]} for one kind; leave out one of them."
+            )
+        numbers = ["--num_of_heads"]
+    if target:
+        if heads.pruning_method != "dsp":
+            raise ValueError(f"--target_sparsity is for --pruning_type and dsp; {method} goes by --num_of_heads.")
+        if numbers:
+            raise ValueError(f"--target_sparsity and {numbers[0]} are two budgets; leave out either of them.")
+        if not 0 < target < 1:
+            raise ValueError(f"target_sparsity is {target:g}; give the fraction to remove, between 0 and 1.")
+        if pruning.pruning_budget not in MEASURES:
+            raise ValueError(
+                f"pruning_budget is {pruning.pruning_budget!r}; {method} has a sparsity in {' or '.join(MEASURES)}."
+            )
+    elif heads.gate_neurons:
+        raise ValueError(
+            "--gate_neurons prunes heads and neurons by one budget, in which a head costs more than a neuron; add "
+            f"--target_sparsity{f', and leave out {numbers[0]}' if numbers else ''}."
+        )
+    elif pruning.pruning_budget != PruningArguments().pruning_budget:
+        raise ValueError(
+            f"--pruning_budget {pruning.pruning_budget} says what --target_sparsity is a fraction of, but that is not "
+            "given; add it, or leave out --pruning_budget."
+        )
+    elif not numbers and heads.pruning_method != "voita":
+        other = " or --target_sparsity" if heads.pruning_method == "dsp" else ""
+        raise ValueError(f"{method} keeps a number of heads; add --num_of_heads{other}.")
 
 
 def _check_temperature(heads: HeadPruningArguments) -> None:
@@ -117,18 +153,25 @@ def schedule_of(heads: HeadPruningArguments) -> PruningSchedule:
     )
 
 
-def check_heads(heads: HeadPruningArguments, model: PreTrainedModel) -> None:
-    """Refuse numbers of heads that the model does not have.
+def check_heads(
+    heads: HeadPruningArguments, model: PreTrainedModel, pruning: PruningArguments, sequence_length: int = 128
+) -> None:
+    """Refuse a budget that the model cannot have.
+
+    Args:
+        heads: with numbers of heads.
+        model: to be pruned.
+        pruning: with the other budgets.
+        sequence_length: tokens of a sequence, as far as they are known by now.
 
     Raises:
-        ValueError: that says how many it has.
+        ValueError: that says which it can have.
     """
     if not heads.is_active:
         return
-    structure = describe(model)
-    if heads.num_of_heads is not None:
-        HeadBudget(heads.num_of_heads).groups(structure)
-    total = sum(row.units for row in head_rows(structure))
+    _check_budget(heads, pruning)
+    budget_of(heads, pruning, model, sequence_length)
+    total = sum(row.units for row in head_rows(describe(model)))
     if heads.heads_per_step is not None and not 1 <= heads.heads_per_step <= total:
         raise ValueError(
             f"heads_per_step is {heads.heads_per_step}; give a whole number from 1 to the {total} heads of the model."

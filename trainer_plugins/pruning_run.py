@@ -55,10 +55,21 @@ class PruningOutcome:
             f"left. The model is in {self.folder}."
         )
 
+    def _heads(self) -> str:
+        report = self.report
+        text = f"{report['heads']} of {report['dense_heads']} heads are left (--pruning_method {report['method']})"
+        if kinds := report.get("heads_by_kind"):
+            text += ": " + ", ".join(f"{name} {counts['kept']} of {counts['of']}" for name, counts in kinds.items())
+        if "budget" in report:
+            text += (
+                f"; {report['neurons']} of {report['dense_neurons']} neurons. Sparsity {report['sparsity']:.4f} in "
+                f"{report['budget']} (target {report['target']:g})"
+            )
+        return f"{text}."
+
     def _method(self) -> str:
         if "dense_heads" in self.report:
-            heads, dense = self.report["heads"], self.report["dense_heads"]
-            return f"{heads} of {dense} heads are left (--pruning_method {self.report['method']})."
+            return self._heads()
         published = self.report["published_sparsity"]
         return (
             f"Sparsity {self.report['sparsity']:.4f} in {self.report['budget']} (target {self.report['target']:g}); "

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol
 
 import torch
 from torch import nn
@@ -33,13 +33,8 @@ class TrainableGates(Protocol):
     def parameter_group(self, learning_rate: float) -> dict[str, Any]:
         """Their parameters as a group of an optimizer."""
 
-
-@runtime_checkable
-class PenalisedGates(TrainableGates, Protocol):
-    """Gates that cost something while they are open, such as [`hf_nas.gates.VoitaGates`]."""
-
-    def penalty(self) -> torch.Tensor:
-        """What the loss of a training is raised by, unless a budget holds the gates at a size."""
+    def penalty(self) -> torch.Tensor | None:
+        """What the loss of a training is raised by, unless a budget holds the gates at a size; None for nothing."""
 
 
 @dataclass(frozen=True)

@@ -9,30 +9,18 @@ from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import PreTrainedModel, TrainerCallback
 
-from hf_nas.distillation import (
-    ROW_COLUMN,
-    DistillationObjective,
-    LayerDistillation,
-    LayerOutputs,
-    TeacherLogits,
-    logits_of,
-    position_mask,
-    present_layers,
-)
 from hf_nas.extraction import save_extracted
 from hf_nas.gates import BudgetController
-from hf_nas.structures import describe
 from hf_nas.subnetwork import SubNetwork
-from trainer_plugins.distilling_trainer import DistillingTrainer
-from trainer_plugins.pruning_schedule import PenalisedGates, PruningSchedule, TrainableGates, restarted_factor
-from trainer_plugins.question_answering import QuestionAnsweringTrainer
+from trainer_plugins.layer_distilling_trainer import LayerDistillingTrainer
+from trainer_plugins.pruning_schedule import PruningSchedule, TrainableGates, restarted_factor
 
 
-# Under these names gates, multipliers and the maps of layer distillation are parts of the model while it is trained.
-_GATES, _CONTROLLER, _LAYERS = "unit_gates", "budget_controller", "layer_distillation"
+# Under these names gates and multipliers are parts of the model while it is trained.
+_GATES, _CONTROLLER = "unit_gates", "budget_controller"
 
 
-class PruningTrainer(DistillingTrainer):
+class PruningTrainer(LayerDistillingTrainer):
     """Trains weights and gates (CoFi; Xia et al., 2022), or, without gates, fine-tunes what was pruned.
 
     First the model is trained as it is. Then gates act and learn: the optimizer starts anew, the learning rate of the
@@ -46,12 +34,8 @@ class PruningTrainer(DistillingTrainer):
         gates: attached to the model.
         controller: of the budget; without one nothing holds the gates at a size but themselves and their penalty.
         schedule: of the pruning.
-        objective: weights of the losses on layers, logits and labels; by default those of [`DistillingTrainer`].
-        layer_distillation: a module for each stack of layers, by name, if layers are taught.
-        teacher_logits: the teacher's answers for rows of the training set, which has the column for them; without, it
-            is asked each time.
         sub_network: what the model was extracted from; it is saved beside it.
-        kwargs: of [`DistillingTrainer`] and `Trainer`.
+        kwargs: of [`LayerDistillingTrainer`], [`DistillingTrainer`] and `Trainer`.
 
     Raises:
         ValueError: if the target cannot be reached, the losses need a teacher, or for settings of `args` under which
@@ -64,65 +48,24 @@ class PruningTrainer(DistillingTrainer):
         gates: TrainableGates | None = None,
         controller: BudgetController | None = None,
         schedule: PruningSchedule | None = None,
-        objective: DistillationObjective | None = None,
-        layer_distillation: Mapping[str, LayerDistillation] | None = None,
-        teacher_logits: TeacherLogits | None = None,
         sub_network: SubNetwork | None = None,
         **kwargs: Any,
     ):
-        super().__init__(*args, **kwargs)
         self.gates, self.controller, self.schedule = gates, controller, schedule or PruningSchedule()
-        self.objective, self.teacher_logits, self.sub_network = objective, teacher_logits, sub_network
-        self.layer_distillation = None if layer_distillation is None else nn.ModuleDict(layer_distillation)
-        self._check()
-        self._structure = describe(self.model)
+        self.sub_network = sub_network
         self._start: int | None = None
         self._batches_per_epoch: int | None = None
-        self._rows: torch.Tensor | None = None
         self._gate_groups = 0
-        self._student_layers: LayerOutputs | None = None
-        self._teacher_layers: LayerOutputs | None = None
-        for name, module in self._parts().items():
-            self.model.add_module(name, module.to(self.args.device))
-        if self.layer_distillation is not None:
-            self._student_layers = LayerOutputs(self.model, tuple(self.layer_distillation))
-            teacher = self.accelerator.unwrap_model(self.teacher)
-            self._teacher_layers = LayerOutputs(teacher, tuple(self.layer_distillation))
+        super().__init__(*args, **kwargs)
         if gates is not None:
             self.add_callback(_PruningSteps(self))
 
     def _parts(self) -> dict[str, nn.Module]:
-        parts = {_GATES: self.gates, _CONTROLLER: self.controller, _LAYERS: self.layer_distillation}
-        return {name: module for name, module in parts.items() if module is not None}
+        parts = {_GATES: self.gates, _CONTROLLER: self.controller}
+        return {name: module for name, module in parts.items() if module is not None} | super()._parts()
 
     def _check(self) -> None:
-        if self.teacher is None and (self.objective or self.layer_distillation or self.teacher_logits):
-            raise ValueError(
-                "Distillation is asked for, but there is no teacher; give a model fine-tuned on the task."
-            )
-        if self.objective is not None and self.objective.layer_weight > 0 and self.layer_distillation is None:
-            raise ValueError(
-                f"layer_weight is {self.objective.layer_weight:g}, but there is no layer_distillation; give one, or "
-                "set the weight to 0."
-            )
-        if self.layer_distillation is not None and (self.objective is None or self.objective.layer_weight == 0):
-            raise ValueError(
-                "There is a layer_distillation, but no objective with a layer_weight above 0, so it would not be "
-                "trained; give one, or leave it out."
-            )
-        if self._parts() and (self.is_fsdp_enabled or self.is_deepspeed_enabled or self.args.n_gpu > 1):
-            raise ValueError(
-                "Gates and layer distillation are trained on one device or with data parallelism by processes, not "
-                "with FSDP, DeepSpeed or several devices in one process; start the training with torchrun."
-            )
-        handler = self.accelerator.ddp_handler
-        if self._parts() and handler is not None:
-            if self.args.ddp_find_unused_parameters:
-                raise ValueError(
-                    "ddp_find_unused_parameters is True, with which parameters that only the loss uses cannot be "
-                    "trained; leave it out."
-                )
-            handler.find_unused_parameters = False
+        super()._check()
         if self.gates is None:
             return
         if self.controller is not None:
@@ -136,12 +79,10 @@ class PruningTrainer(DistillingTrainer):
 
     def release(self) -> PreTrainedModel:
         """Take gates, multipliers and maps of layer distillation off the model and return it; they stay here."""
-        for name in self._parts():
-            if hasattr(self.model, name):
-                delattr(self.model, name)
+        model = super().release()
         if self.gates is not None:
             self.gates.detach()
-        return self.model
+        return model
 
     # Lengths, optimizer and learning rates.
 
@@ -233,62 +174,9 @@ class PruningTrainer(DistillingTrainer):
 
     # Losses.
 
-    def _set_signature_columns_if_needed(self) -> None:
-        super()._set_signature_columns_if_needed()
-        if self.teacher_logits is not None and ROW_COLUMN not in self._signature_columns:
-            self._signature_columns.append(ROW_COLUMN)
-
-    def training_step(
-        self,
-        model: nn.Module,
-        inputs: dict[str, torch.Tensor | Any],
-        num_items_in_batch: torch.Tensor | int | None = None,
-    ) -> torch.Tensor:
-        """One forward and backward pass, with one draw of all gates."""
-        inputs = dict(inputs)
-        self._rows = inputs.pop(ROW_COLUMN, None)
-        return super().training_step(model, inputs, num_items_in_batch)
-
-    def _ask_teacher(self, inputs: Mapping[str, Any]) -> tuple[torch.Tensor, ...]:
-        if self.teacher_logits is None:
-            with self._teacher_layers or contextlib.nullcontext():
-                return super()._ask_teacher(inputs)
-        if self._rows is None:
-            raise ValueError(f"The batch has no column {ROW_COLUMN!r}; train on what TeacherLogits.attach returned.")
-        mask = inputs.get("attention_mask")
-        logits = self.teacher_logits.lookup(self._rows, mask if self.teacher_logits.per_position else None)
-        logits = tuple(each.to(self.args.device) for each in logits)
-        return logits if self._label_order is None else tuple(each[..., self._label_order] for each in logits)
-
-    def compute_loss(
-        self,
-        model: nn.Module,
-        inputs: dict[str, torch.Tensor | Any],
-        return_outputs: bool = False,
-        num_items_in_batch: torch.Tensor | int | None = None,
-    ) -> torch.Tensor | tuple[torch.Tensor, Any]:
-        """Mean loss over the batch, in training with the teacher's and the budget's parts."""
-        collects = self._student_layers is not None and model.training
-        with self._student_layers if collects else contextlib.nullcontext():
-            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-
     def training_loss(self, task_loss: torch.Tensor, outputs: Any, inputs: Mapping[str, Any]) -> torch.Tensor:
         """What is minimised over the weights and gates, and maximised over the multipliers."""
-        if self.objective is None:
-            loss = super().training_loss(task_loss, outputs, inputs)
-        else:
-            logits = logits_of(outputs)
-            loss = self.objective(
-                student_logits=logits,
-                teacher_logits=self._teacher_logits,
-                layer_loss=self._layer_loss(inputs) if self.layer_distillation is not None else None,
-                task_loss=task_loss,
-                regression=self.is_regression,
-                mask=self.distillation_mask(logits, inputs),
-            ).total
-            if self.objective.soft_label_weight == self.objective.label_weight == 0:
-                # Data parallelism waits for a gradient of the task head as well.
-                loss = loss + 0.0 * sum(each.float().sum() for each in logits)
+        loss = super().training_loss(task_loss, outputs, inputs)
         penalty = self.gate_penalty()
         if penalty is None:
             return loss
@@ -304,26 +192,11 @@ class PruningTrainer(DistillingTrainer):
         """What the gates cost in this step, a scalar that may be negative; None if they cost nothing."""
         if self.controller is not None:
             return self.controller.loss(self.gates, self.pruning_step)
-        return self.gates.penalty() if isinstance(self.gates, PenalisedGates) else None
-
-    def _layer_loss(self, inputs: Mapping[str, Any]) -> torch.Tensor:
-        # Layers that teach are drawn by the step, so that all processes and a resumed run draw the same.
-        generator = torch.Generator().manual_seed((self.args.seed << 32) + self.state.global_step)
-        losses = [
-            distillation(
-                self._student_layers[stack],
-                self._teacher_layers[stack],
-                position_mask(inputs, stack, self.model.config.is_encoder_decoder),
-                self._unpruned(stack),
-                generator,
-            ).loss
-            for stack, distillation in self.layer_distillation.items()
-        ]
-        return sum(losses)
+        return self.gates.penalty() if self.gates is not None else None
 
     def _unpruned(self, stack: str) -> torch.Tensor:
         """Which layers of a stack have anything left in this pass, shape `(layers,)`."""
-        present = present_layers(self._structure, stack).to(self.args.device)
+        present = super()._unpruned(stack)
         if self.gates is None:
             return present
         gates = self.gates.current.sub_layers
@@ -369,10 +242,6 @@ class PruningTrainer(DistillingTrainer):
         if self.sub_network is not None and self.args.should_save:
             folder = self.args.output_dir if output_dir is None else output_dir
             save_extracted(self.model, self.sub_network, folder, self.processing_class)
-
-
-class QuestionAnsweringPruningTrainer(PruningTrainer, QuestionAnsweringTrainer):
-    """A [`PruningTrainer`] that evaluates answers, as [`QuestionAnsweringTrainer`] does."""
 
 
 class _PruningSteps(TrainerCallback):

@@ -96,9 +96,11 @@ def run_search(
     followers = Followers(evaluators.functions())
     work = partial(_search, trainer, search_arguments, config, task, options, followers, Path(output_dir))
     try:
-        return followers.lead(work)
+        outcome = followers.lead(work)
     finally:
         evaluators.clear()
+    trainer.handed_over = Path(output_dir)
+    return outcome
 
 
 def method_options(

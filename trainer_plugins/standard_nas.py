@@ -106,7 +106,9 @@ def run_standard_nas(
         kept=[trainer.searched_space().largest],
     )
     work = partial(_search, trainer, search_arguments, task, options, candidates, Path(output_dir))
-    return candidates.followers.lead(work)
+    outcome = candidates.followers.lead(work)
+    trainer.handed_over = Path(output_dir)
+    return outcome
 
 
 def _check(trainer: SuperNetworkTrainer, arguments: SearchArguments) -> None:

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from trainer_plugins.scripts import DataFileArguments, PretrainedArguments
+from trainer_plugins.script_arguments import DataFileArguments, PretrainedArguments
 
 
 @dataclass
@@ -14,10 +14,6 @@ class ModelArguments(PretrainedArguments):
 class DataTrainingArguments(DataFileArguments):
     """Which data the model is trained and evaluated on, and how they are prepared."""
 
-    data_dir: str | None = field(
-        default=None,
-        metadata={"help": "Folder with train.parquet and validation.parquet, and test.parquet to predict."},
-    )
     preprocessing_num_workers: int | None = field(
         default=None, metadata={"help": "Tokenize with so many processes; by default in this one."}
     )
@@ -51,17 +47,7 @@ class DataTrainingArguments(DataFileArguments):
     max_answer_length: int = field(default=30, metadata={"help": "Longest answer in tokens."})
 
     def __post_init__(self) -> None:
-        given = self.given_files()
-        sources = {
-            "--dataset_name": self.dataset_name is not None,
-            "--data_dir": self.data_dir is not None,
-            "/".join(given): bool(given),
-        }
-        sources = [name for name, is_given in sources.items() if is_given]
-        if len(sources) > 1:
-            raise ValueError(f"{', '.join(sources)} name different data; give only one of them.")
-        if not sources:
-            raise ValueError("No data are given; add --dataset_name, --data_dir or --train_file.")
+        self.check_source(self.given_sources())
         self.check_counts("preprocessing_num_workers", "max_seq_length", "n_best_size", "max_answer_length")
         if not 0 <= self.doc_stride < self.max_seq_length:
             raise ValueError(

@@ -12,7 +12,7 @@ import numpy as np
 from datasets import Dataset, Features, List, Value, load_dataset
 from datasets.exceptions import DatasetGenerationError
 
-from trainer_plugins.scripts import FILE_TYPES
+from trainer_plugins.script_arguments import FILE_TYPES
 
 
 logger = logging.getLogger(__name__)

@@ -27,7 +27,6 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
     default_data_collator,
-    set_seed,
 )
 from transformers.utils import check_min_version
 
@@ -38,21 +37,20 @@ from trainer_plugins import (
     QuestionAnsweringPruningTrainer,
     apply_config,
     check_arguments,
-    plan_super_network,
     run_search,
 )
 from trainer_plugins.question_answering import QuestionAnsweringTrainer, span_logits
 from trainer_plugins.run_state import Run
+from trainer_plugins.script_arguments import parse_arguments
+from trainer_plugins.script_checks import needed_splits
 from trainer_plugins.scripts import (
-    load_teacher,
-    needed_splits,
-    parse_arguments,
-    prune,
-    set_up_logging,
-    show_pruning,
+    hold_out,
+    prepare_training,
+    set_up,
     show_search,
     take,
     token_limit,
+    train_or_prune,
     write_card,
 )
 from trainer_plugins.search import ScoredRows
@@ -164,8 +162,7 @@ def main() -> None:
     apply_config(nas, model_args, metric_scale=100.0)
     # End of NAS 1 of 4.
     needed = needed_splits(training_args, nas)
-    set_up_logging(training_args, __name__, "data")
-    set_seed(training_args.seed)
+    set_up(training_args, __name__, "data")
 
     # The same command again continues: from the last checkpoint, or with what comes after the training.
     run = Run.begin(model_args, data_args, training_args, nas)
@@ -174,13 +171,8 @@ def main() -> None:
 
     # NAS 2 of 4: check the arguments; split the set off on which sub-networks are compared; train a super-network.
     check_arguments(nas, model, metric_name=nas.metric_name("f1"))
-    train_examples, selection_examples = data.train, None
-    if nas.needs_selection_set and data.train is not None:
-        train_examples, selection_examples = split_selection(
-            data.train, nas.search.selection_split, data_args.dataset_seed
-        )
-        selection_examples = take(selection_examples, nas.search.max_selection_samples)
-    # End of NAS 2 of 4, but for `super_network` of the trainer.
+    train_examples, selection_examples = hold_out(nas, data.train, split_selection, data_args.dataset_seed)
+    # End of NAS 2 of 4.
 
     max_length = token_limit(data_args.max_seq_length, tokenizer.model_max_length, logger)
     check_positions(model, max_length)
@@ -219,21 +211,18 @@ def main() -> None:
 
     compute_metrics = metrics_of(data_args, model_args.cache_dir)
     # NAS 3 of 4: what comes before the training of a super-network: importance, search space, stages.
-    run.claim(training_args)
-    teacher = None
-    if training_args.do_train and not run.is_trained:
-        teacher = load_teacher(nas, AutoModelForQuestionAnswering, model_args)
-    plan = plan_super_network(
+    teacher, plan = prepare_training(
         nas,
+        run,
         training_args,
         model,
         lambda: load_model(model_args, model_args.model_name_or_path)[0],
+        AutoModelForQuestionAnswering,
+        model_args,
         sequence_length=max_length,
         train_dataset=train_dataset,
         data_collator=data_collator,
         processing_class=tokenizer,
-        teacher=teacher,
-        distillation=nas.distillation,
     )
     if nas.eftnas.only_generate_importance_weight:
         return
@@ -241,39 +230,25 @@ def main() -> None:
 
     # A checkpoint chosen during the training of a super-network must not be chosen on the validation set either.
     eval_questions = selection if nas.needs_selection_set else validation
-    common = {
-        "teacher": teacher,
-        "distillation": nas.distillation,
-        "data_collator": data_collator,
-        "train_dataset": train_dataset,
-        "eval_dataset": eval_questions.inputs if eval_questions else None,
-        "eval_examples": eval_questions,
-        "post_process_function": post_process,
-        "compute_metrics": compute_metrics,
-        "processing_class": tokenizer,
-    }
-    # Pruning: it trains the model, makes it small and trains that, in folders of their own.
-    pruned = None
-    if nas.prunes:
-        pruned = prune(
-            nas, model, training_args, sequence_length=max_length, record=run.arguments,
-            trainer_class=QuestionAnsweringPruningTrainer, **common,
-        )  # fmt: skip
-        trainer = pruned.trainer
-        show_pruning(trainer, pruned)
-    # End of pruning, but for where the model card goes.
-    else:
-        trainer = QuestionAnsweringTrainer(
-            model=model,
-            args=training_args,
-            super_network=nas.super_network,
-            search_space=plan.search_space,
-            stages=plan.stages,
-            scores=plan.scores,
-            **common,
-        )
-        if training_args.do_train:
-            run.train(trainer)
+    # Without our flags this is the plain training; a pruning trains and shrinks the model in folders of its own.
+    trainer, folder = train_or_prune(
+        nas,
+        run,
+        training_args,
+        model,
+        plan,
+        trainer_class=QuestionAnsweringTrainer,
+        pruning_class=QuestionAnsweringPruningTrainer,
+        sequence_length=max_length,
+        teacher=teacher,
+        data_collator=data_collator,
+        train_dataset=train_dataset,
+        eval_dataset=eval_questions.inputs if eval_questions else None,
+        eval_examples=eval_questions,
+        post_process_function=post_process,
+        compute_metrics=compute_metrics,
+        processing_class=tokenizer,
+    )
 
     if training_args.do_eval:
         metrics = trainer.evaluate(validation.inputs, validation)
@@ -303,15 +278,8 @@ def main() -> None:
         show_search(trainer, outcome)
     # End of NAS 4 of 4.
 
-    if training_args.do_train and not run.is_trained:
-        card = {"finetuned_from": model_args.model_name_or_path, "tasks": "question-answering"}
-        if data_args.dataset_name is not None:
-            card |= {"dataset_tags": data_args.dataset_name, "dataset": data_args.dataset_name}
-            if data_args.dataset_config_name is not None:
-                card["dataset_args"] = data_args.dataset_config_name
-        if pruned is not None:
-            trainer.args.output_dir = str(pruned.folder)
-        write_card(trainer, **card)
+    card = {"finetuned_from": model_args.model_name_or_path, "tasks": "question-answering"}
+    write_card(trainer, run, folder, **card, **data_args.card())
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 
 from data import TASKS
-from trainer_plugins.scripts import DataFileArguments, PretrainedArguments
+from trainer_plugins.script_arguments import DataFileArguments, PretrainedArguments
 
 
 @dataclass
@@ -62,19 +62,12 @@ class DataTrainingArguments(DataFileArguments):
             self.task_name = self.task_name.lower()
             if self.task_name not in TASKS:
                 raise ValueError(f"Unknown --task_name '{self.task_name}'; choose one of {', '.join(TASKS)}.")
-        given = self.given_files()
-        sources = {
-            "--demo": self.demo,
-            "--dataset_name": self.dataset_name is not None,
-            "--data_dir": self.data_dir is not None,
-            "/".join(given): bool(given),
-        }
-        sources = [name for name, is_given in sources.items() if is_given]
-        if len(sources) > 1 or (sources and sources[0] in ("--demo", "--dataset_name") and self.task_name):
-            named = ["--task_name"] * (self.task_name is not None) + sources
-            raise ValueError(f"{', '.join(named)} name different data; give only one of them.")
-        if not sources and self.task_name is None:
-            raise ValueError("No data are given; add --task_name, --dataset_name, --data_dir, --train_file or --demo.")
+        sources = ["--demo"] * self.demo + self.given_sources()
+        # A task has data of its own; a folder or files say where else they are.
+        if self.task_name is not None and sources[:1] in (["--demo"], ["--dataset_name"]):
+            sources.insert(0, "--task_name")
+        if sources or self.task_name is None:
+            self.check_source(sources, "--task_name, --dataset_name, --data_dir, --train_file or --demo")
         self.check_counts("max_seq_length")
         if self.max_seq_length is None:
             self.max_seq_length = 64 if self.demo else 128

@@ -9,7 +9,7 @@ from typing import Any
 from datasets import ClassLabel, Dataset, Features, Value, load_dataset
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
-from trainer_plugins.scripts import FILE_TYPES
+from trainer_plugins.script_arguments import FILE_TYPES
 
 
 SENTENCES = ("sentence1", "sentence2")

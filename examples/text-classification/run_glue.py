@@ -24,7 +24,6 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
     default_data_collator,
-    set_seed,
 )
 from transformers.utils import check_min_version
 
@@ -32,25 +31,24 @@ from arguments import DataTrainingArguments, ModelArguments
 from data import TextData, label_order, load_data, split_selection, tokenize
 from demo import answer, demo_model
 from trainer_plugins import (
+    PruningTrainer,
     SuperNetworkTrainer,
     apply_config,
     check_arguments,
-    plan_super_network,
     run_search,
     run_standard_nas,
 )
 from trainer_plugins.run_state import Run
+from trainer_plugins.script_arguments import parse_arguments
+from trainer_plugins.script_checks import is_standard_nas, needed_splits
 from trainer_plugins.scripts import (
-    is_standard_nas,
-    load_teacher,
-    needed_splits,
-    parse_arguments,
-    prune,
-    set_up_logging,
-    show_pruning,
+    hold_out,
+    prepare_training,
+    set_up,
     show_search,
     take,
     token_limit,
+    train_or_prune,
     write_card,
 )
 
@@ -129,8 +127,7 @@ def main() -> None:
     # End of NAS 1 of 4.
     if data_args.demo and model_args.model_name_or_path is None:
         model_args.model_name_or_path = demo_model()
-    set_up_logging(training_args, __name__, "demo")
-    set_seed(training_args.seed)
+    set_up(training_args, __name__, "demo")
 
     # The same command again continues: from the last checkpoint, or with what comes after the training.
     run = Run.begin(model_args, data_args, training_args, nas)
@@ -140,13 +137,8 @@ def main() -> None:
     # NAS 2 of 4: check the arguments; split the set off on which sub-networks are compared; train a super-network.
     metric_name = nas.metric_name(data.search_metric)
     check_arguments(nas, model, metric_name=metric_name, greater_is_better=data.greater_is_better)
-    train_dataset, selection_dataset = data.train, None
-    if nas.needs_selection_set and data.train is not None:
-        train_dataset, selection_dataset = split_selection(
-            data.train, nas.search.selection_split, data_args.dataset_seed
-        )
-        selection_dataset = take(selection_dataset, nas.search.max_selection_samples)
-    # End of NAS 2 of 4, but for the class and `super_network` of the trainer.
+    train_dataset, selection_dataset = hold_out(nas, data.train, split_selection, data_args.dataset_seed)
+    # End of NAS 2 of 4.
 
     max_length = token_limit(data_args.max_seq_length, tokenizer.model_max_length, logger)
 
@@ -177,21 +169,18 @@ def main() -> None:
         half = training_args.fp16 or training_args.bf16
         data_collator = DataCollatorWithPadding(tokenizer, pad_to_multiple_of=8 if half else None)
     # NAS 3 of 4: what comes before the training of a super-network: importance, search space, stages.
-    run.claim(training_args)
-    teacher = None
-    if trains and not run.is_trained:
-        teacher = load_teacher(nas, AutoModelForSequenceClassification, model_args)
-    plan = plan_super_network(
+    teacher, plan = prepare_training(
         nas,
+        run,
         training_args,
         model,
         lambda: load_model(model_args, model_args.model_name_or_path, data)[0],
+        AutoModelForSequenceClassification,
+        model_args,
         sequence_length=max_length,
         train_dataset=train_dataset,
         data_collator=data_collator,
         processing_class=tokenizer,
-        teacher=teacher,
-        distillation=nas.distillation,
     )
     if nas.eftnas.only_generate_importance_weight:
         return
@@ -199,34 +188,23 @@ def main() -> None:
 
     # A checkpoint chosen during the training of a super-network must not be chosen on the validation set either.
     eval_dataset = selection_dataset if nas.needs_selection_set else next(iter(validation_datasets.values()), None)
-    common = {
-        "teacher": teacher,
-        "distillation": nas.distillation,
-        "data_collator": data_collator,
-        "train_dataset": train_dataset,
-        "eval_dataset": eval_dataset,
-        "compute_metrics": compute_metrics,
-        "processing_class": tokenizer,
-    }
-    # Pruning: it trains the model, makes it small and trains that, in folders of their own.
-    pruned = None
-    if nas.prunes:
-        pruned = prune(nas, model, training_args, sequence_length=max_length, record=run.arguments, **common)
-        trainer = pruned.trainer
-        show_pruning(trainer, pruned)
-    # End of pruning, but for where the model card goes.
-    else:
-        trainer = SuperNetworkTrainer(
-            model=model,
-            args=training_args,
-            super_network=nas.super_network,
-            search_space=plan.search_space,
-            stages=plan.stages,
-            scores=plan.scores,
-            **common,
-        )
-        if training_args.do_train:
-            run.train(trainer)
+    # Without our flags this is the plain training; a pruning trains and shrinks the model in folders of its own.
+    trainer, folder = train_or_prune(
+        nas,
+        run,
+        training_args,
+        model,
+        plan,
+        trainer_class=SuperNetworkTrainer,
+        pruning_class=PruningTrainer,
+        sequence_length=max_length,
+        teacher=teacher,
+        data_collator=data_collator,
+        train_dataset=train_dataset,
+        eval_dataset=eval_dataset,
+        compute_metrics=compute_metrics,
+        processing_class=tokenizer,
+    )
 
     if trains_candidates:
         if training_args.do_eval:
@@ -263,13 +241,10 @@ def main() -> None:
             answer(outcome.chosen_folder)
     # End of NAS 4 of 4.
 
-    if training_args.do_train and not run.is_trained:
-        card = {"finetuned_from": model_args.model_name_or_path, "tasks": "text-classification"}
-        if data_args.task_name is not None:
-            card |= {"dataset": data_args.task_name.upper(), "dataset_args": data_args.task_name}
-        if pruned is not None:
-            trainer.args.output_dir = str(pruned.folder)
-        write_card(trainer, **card)
+    card = {"finetuned_from": model_args.model_name_or_path, "tasks": "text-classification"}
+    if data_args.task_name is not None:
+        card |= {"dataset": data_args.task_name.upper(), "dataset_args": data_args.task_name}
+    write_card(trainer, run, folder, **card)
 
 
 if __name__ == "__main__":

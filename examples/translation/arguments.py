@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 from transformers import Seq2SeqTrainingArguments
 
-from trainer_plugins.scripts import DataFileArguments, PretrainedArguments
+from trainer_plugins.script_arguments import DataFileArguments, PretrainedArguments
 from trainer_plugins.translation import SEARCH_METRICS
 
 
@@ -73,10 +73,6 @@ class DataTrainingArguments(DataFileArguments):
 
     source_lang: str | None = field(default=None, metadata={"help": "Language to translate from, such as de."})
     target_lang: str | None = field(default=None, metadata={"help": "Language to translate into, such as en."})
-    data_dir: str | None = field(
-        default=None,
-        metadata={"help": "Folder with train.parquet and validation.parquet, and test.parquet to predict."},
-    )
     preprocessing_num_workers: int | None = field(
         default=None, metadata={"help": "Tokenize with so many processes; by default in this one."}
     )
@@ -120,17 +116,7 @@ class DataTrainingArguments(DataFileArguments):
     )
 
     def __post_init__(self) -> None:
-        given = self.given_files()
-        sources = {
-            "--dataset_name": self.dataset_name is not None,
-            "--data_dir": self.data_dir is not None,
-            "/".join(given): bool(given),
-        }
-        sources = [name for name, is_given in sources.items() if is_given]
-        if len(sources) > 1:
-            raise ValueError(f"{', '.join(sources)} name different data; give only one of them.")
-        if not sources:
-            raise ValueError("No data are given; add --dataset_name, --data_dir or --train_file.")
+        self.check_source(self.given_sources())
         if self.source_lang is None or self.target_lang is None or self.source_lang == self.target_lang:
             raise ValueError(
                 f"The languages are {self.source_lang!r} and {self.target_lang!r}; name two different ones by "

@@ -12,7 +12,7 @@ from datasets import Dataset, Value, load_dataset
 from datasets.exceptions import DatasetGenerationError
 from transformers import PreTrainedTokenizerBase
 
-from trainer_plugins.scripts import FILE_TYPES
+from trainer_plugins.script_arguments import FILE_TYPES
 
 
 logger = logging.getLogger(__name__)

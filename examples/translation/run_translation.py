@@ -2,6 +2,7 @@
 
 The flags are those of the script of the same name in transformers, and without others this does the same. With
 `--sampling_strategy` a super-network is trained instead; `--do_search` searches it and hands over a smaller model.
+With `--pruning_method` heads are pruned (DSP, Voita, Michel), with `--pruning_type` other units too (CoFi).
 With `--model_type` or `--config_name` in place of `--model_name_or_path` the model starts with random weights.
 """
 
@@ -22,7 +23,6 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
     Seq2SeqTrainingArguments,
-    set_seed,
 )
 from transformers.utils import check_min_version
 
@@ -30,16 +30,18 @@ from arguments import DataTrainingArguments, ModelArguments, set_generation
 from data import IGNORED_LABEL, encode, load_data, split_selection
 from hf_nas.files import write_text
 from scratch import FOLDER, make_model
-from trainer_plugins import NasArguments, apply_config, check_arguments, plan_super_network, run_search
+from trainer_plugins import NasArguments, TranslationPruningTrainer, apply_config, check_arguments, run_search
 from trainer_plugins.run_state import Run
+from trainer_plugins.script_arguments import parse_arguments
+from trainer_plugins.script_checks import needed_splits
 from trainer_plugins.scripts import (
-    load_teacher,
-    needed_splits,
-    parse_arguments,
-    set_up_logging,
+    hold_out,
+    prepare_training,
+    set_up,
     show_search,
     take,
     token_limit,
+    train_or_prune,
     write_card,
 )
 from trainer_plugins.translation import (
@@ -149,6 +151,22 @@ def check_search(nas: NasArguments, training: Seq2SeqTrainingArguments, metric_n
         )
 
 
+def check_new(training: Seq2SeqTrainingArguments, nas: NasArguments) -> None:
+    """Refuse what a new model, whose weights are random, is no good for."""
+    if not training.do_train:
+        raise ValueError("A new model has random weights, which translate nothing; add --do_train.")
+    if nas.heads.needs_fine_tuned:
+        raise ValueError(
+            f"--pruning_method {nas.heads.pruning_method} takes the weights as they are, but those of a new model are "
+            "random; add --joint_pruning, or give a trained model by --model_name_or_path."
+        )
+    if nas.pruning.prunes and nas.pruning.freeze_embeddings:
+        raise ValueError(
+            "--pruning_type trains no embeddings by default, but those of a new model are random; add "
+            "--freeze_embeddings False."
+        )
+
+
 def translate(trainer: TranslationTrainer, rows: TranslationRows, folder: str) -> None:
     """Predict, and write the translations, one a line."""
     output = trainer.predict(rows, metric_key_prefix="predict")
@@ -171,22 +189,16 @@ def main() -> None:
     apply_config(nas, model_args, metric_scale=metric.scale)
     needed = needed_splits(training_args, nas)
     check_search(nas, training_args, metric_name)
-    if nas.prunes:
-        raise ValueError(
-            "--pruning_type, --pruning_method and --pretrained_pruned_model are not for translation; leave them out."
-        )
     # End of NAS 1 of 4.
     if training_args.do_predict and not training_args.predict_with_generate:
         raise ValueError("--do_predict writes translations; add --predict_with_generate.")
     set_generation(training_args, data_args)
-    set_up_logging(training_args, __name__, "data", "scratch")
-    set_seed(training_args.seed)
+    set_up(training_args, __name__, "data", "scratch")
 
     # A new model is made once, in the output folder; from then on it is like a pretrained one.
     is_new = model_args.is_new
     if is_new:
-        if not training_args.do_train:
-            raise ValueError("A new model has random weights, which translate nothing; add --do_train.")
+        check_new(training_args, nas)
         initial = Path(training_args.output_dir) / FOLDER
         model_args.model_name_or_path = str(initial)
     # The same command again continues: from the last checkpoint, or with what comes after the training.
@@ -203,13 +215,8 @@ def main() -> None:
 
     # NAS 2 of 4: check the arguments; split the set off on which sub-networks are compared; train a super-network.
     check_arguments(nas, model, metric_name=metric_name, greater_is_better=metric.greater_is_better)
-    train_examples, selection_examples = data.train, None
-    if nas.needs_selection_set and data.train is not None:
-        train_examples, selection_examples = split_selection(
-            data.train, nas.search.selection_split, data_args.dataset_seed
-        )
-        selection_examples = take(selection_examples, nas.search.max_selection_samples)
-    # End of NAS 2 of 4, but for the class and `super_network` of the trainer.
+    train_examples, selection_examples = hold_out(nas, data.train, split_selection, data_args.dataset_seed)
+    # End of NAS 2 of 4.
 
     source_length, target_length, eval_target_length = length_limits(data_args, training_args, model, tokenizer)
 
@@ -233,7 +240,7 @@ def main() -> None:
         return TranslationRows(rows, examples["target"][:] if "target" in examples.column_names else None)
 
     train_dataset = None
-    if training_args.do_train:
+    if training_args.do_train or nas.heads.is_active:
         train_dataset = prepare(train_examples, data_args.max_train_samples, target_length).rows
     selection = prepare(selection_examples, None, eval_target_length)
     validation = prepare(data.validation, data_args.max_eval_samples, eval_target_length)
@@ -248,35 +255,34 @@ def main() -> None:
         pad_to_multiple_of=8 if half else None,
     )
     # NAS 3 of 4: what comes before the training of a super-network: importance, search space, stages.
-    run.claim(training_args)
-    teacher = None
-    if training_args.do_train and not run.is_trained:
-        teacher = load_teacher(nas, AutoModelForSeq2SeqLM, model_args)
-    plan = plan_super_network(
+    teacher, plan = prepare_training(
         nas,
+        run,
         training_args,
         model,
         lambda: load_model(model_args, model_args.model_name_or_path, data_args)[0],
+        AutoModelForSeq2SeqLM,
+        model_args,
         sequence_length=source_length,
         train_dataset=train_dataset,
         data_collator=data_collator,
         processing_class=tokenizer,
-        teacher=teacher,
-        distillation=nas.distillation,
     )
     if nas.eftnas.only_generate_importance_weight:
         return
     # End of NAS 3 of 4.
 
-    trainer = TranslationTrainer(
-        model=model,
-        args=training_args,
-        super_network=nas.super_network,
-        search_space=plan.search_space,
-        stages=plan.stages,
-        scores=plan.scores,
+    # Without our flags this is the plain training; a pruning trains and shrinks the model in folders of its own.
+    trainer, folder = train_or_prune(
+        nas,
+        run,
+        training_args,
+        model,
+        plan,
+        trainer_class=TranslationTrainer,
+        pruning_class=TranslationPruningTrainer,
+        sequence_length=source_length,
         teacher=teacher,
-        distillation=nas.distillation,
         data_collator=data_collator,
         train_dataset=train_dataset,
         # A checkpoint chosen during the training of a super-network must not be chosen on the validation set either.
@@ -284,8 +290,6 @@ def main() -> None:
         compute_metrics=metrics_of(tokenizer, model_args.cache_dir) if training_args.predict_with_generate else None,
         processing_class=tokenizer,
     )
-    if training_args.do_train:
-        run.train(trainer)
 
     if training_args.do_eval:
         metrics = trainer.evaluate(validation)
@@ -314,15 +318,10 @@ def main() -> None:
         show_search(trainer, outcome)
     # End of NAS 4 of 4.
 
-    if training_args.do_train and not run.is_trained:
-        card = {"tasks": "translation", "language": [data_args.source_lang, data_args.target_lang]}
-        if not is_new:
-            card["finetuned_from"] = model_args.model_name_or_path
-        if data_args.dataset_name is not None:
-            card |= {"dataset_tags": data_args.dataset_name, "dataset": data_args.dataset_name}
-            if data_args.dataset_config_name is not None:
-                card["dataset_args"] = data_args.dataset_config_name
-        write_card(trainer, **card)
+    card = {"tasks": "translation", "language": [data_args.source_lang, data_args.target_lang]}
+    if not is_new:
+        card["finetuned_from"] = model_args.model_name_or_path
+    write_card(trainer, run, folder, **card, **data_args.card())
 
 
 if __name__ == "__main__":

@@ -148,8 +148,10 @@ def make_config(arguments: ModelArguments, tokenizer: PreTrainedTokenizerBase) -
     }
     optional = {"decoder_vocab_size": len(tokenizer), "forced_eos_token_id": tokenizer.eos_token_id}
     tokens |= {name: value for name, value in optional.items() if hasattr(config, name)}
-    values = config.to_dict() | (DEFAULTS.get(config.model_type, {}) if arguments.model_type else {})
-    return type(config).from_dict(values | overrides | tokens)
+    if arguments.model_type is not None:
+        # From the beginning, as some sizes follow from others: T5's decoder is as deep as its encoder.
+        config = type(config).from_dict(DEFAULTS.get(config.model_type, {}) | overrides)
+    return type(config).from_dict(config.to_dict() | overrides | tokens)
 
 
 def parse_overrides(text: str, config: PreTrainedConfig) -> dict[str, Any]:

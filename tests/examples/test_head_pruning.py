@@ -9,7 +9,6 @@ import pytest
 from transformers import AutoModelForQuestionAnswering, AutoModelForSequenceClassification, Trainer, pipeline
 
 from hf_nas import SubNetwork
-from tests.examples.conftest import example_modules
 
 
 SETTINGS = {
@@ -129,14 +128,3 @@ def test_question_answering(qa_modules, tiny_qa_model, qa_files, tmp_path) -> No
     assert points[2]["eval_f1"] == pytest.approx(read(tmp_path / "out")["eval_f1"])
     small = AutoModelForQuestionAnswering.from_pretrained(tmp_path / "out" / "pruned")
     assert small.num_parameters() == points[2]["parameters"]
-
-
-def test_translation_refuses_it(tmp_path, tiny_files) -> None:
-    files = {key: tiny_files[key] for key in ("train_file", "validation_file")}
-    settings = {"output_dir": tmp_path / "out", "model_name_or_path": "none", "use_cpu": True, **files}
-    with example_modules("translation", "run_translation") as modules:
-        with pytest.raises(ValueError, match="--pruning_method and .* are not for translation; leave them out"):
-            run(
-                modules["run_translation"], "run_translation.py", *DSP, "--joint_pruning", source_lang="de",
-                target_lang="en", **settings,
-            )  # fmt: skip

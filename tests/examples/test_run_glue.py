@@ -20,7 +20,7 @@ from transformers import (
 
 from hf_nas.search import SuperNetworkEvaluator
 from trainer_plugins import NasArguments, SearchArguments, run_state
-from trainer_plugins.scripts import needed_splits
+from trainer_plugins.script_checks import needed_splits
 
 
 STEPS = 64

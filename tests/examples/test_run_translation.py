@@ -63,6 +63,15 @@ def sentences(count: int, seed: int) -> list[dict]:
     return rows
 
 
+def write_files(folder: Path) -> dict[str, str]:
+    """Paths of a training, a validation and a test set."""
+    sizes = {"train": 200, "validation": 20, "test": 10}
+    return {
+        f"{role}_file": write_lines(folder / f"{role}.json", sentences(count, seed))
+        for seed, (role, count) in enumerate(sizes.items())
+    }
+
+
 @pytest.fixture(scope="module")
 def modules():
     with example_modules("translation", "run_translation") as modules:
@@ -76,18 +85,11 @@ def run_translation(modules):
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory) -> dict[str, str]:
-    folder = tmp_path_factory.mktemp("translation_files")
-    sizes = {"train": 200, "validation": 20, "test": 10}
-    return {
-        f"{role}_file": write_lines(folder / f"{role}.json", sentences(count, seed))
-        for seed, (role, count) in enumerate(sizes.items())
-    }
+    return write_files(tmp_path_factory.mktemp("translation_files"))
 
 
-@pytest.fixture(scope="module")
-def start(run_translation, files, tmp_path_factory):
-    """Run the script; data sets are cached in a folder that all tests share."""
-    cache = str(tmp_path_factory.mktemp("cache"))
+def script(run_translation, files: dict[str, str], cache: str):
+    """Runs the script on these files with a tiny training, unless the call says otherwise."""
 
     def start(output_dir: Path, *flags: str, **changes) -> None:
         settings = TRAINING | files | {"output_dir": output_dir, "cache_dir": cache}
@@ -99,6 +101,12 @@ def start(run_translation, files, tmp_path_factory):
             run_translation.main()
 
     return start
+
+
+@pytest.fixture(scope="module")
+def start(run_translation, files, tmp_path_factory):
+    """Run the script; data sets are cached in a folder that all tests share."""
+    return script(run_translation, files, str(tmp_path_factory.mktemp("cache")))
 
 
 @pytest.fixture(scope="module")

@@ -10,6 +10,9 @@ from trainer_plugins.arguments import SearchArguments, SuperNetworkArguments
 from trainer_plugins.head_pruning_checks import check_fine_tuned, check_head_pruning
 
 
+NONE = {**DSP, "num_of_heads": None}
+
+
 def asking(heads: dict, **others) -> NasArguments:
     return NasArguments(heads=HeadPruningArguments(**heads), **others)
 
@@ -37,7 +40,20 @@ def asking(heads: dict, **others) -> NasArguments:
         (DSP, {"super_network": SuperNetworkArguments(sampling_strategy="kd")}, "dsp and --sampling_strategy are two"),
         (DSP, {"search": SearchArguments(do_search=True)}, "dsp and --do_search are two ways"),
         (DSP, {"pruning": PruningArguments(do_distill=True)}, "--do_distill belongs to --pruning_type; with --pru"),
-        (DSP, {"pruning": PruningArguments(target_sparsity=0.5)}, "--target_sparsity belongs to --pruning_type"),
+        (DSP, {"pruning": PruningArguments(target_sparsity=0.5)}, "--target_sparsity and --num_of_heads are two bud"),
+        (VOITA, {"pruning": PruningArguments(target_sparsity=0.5)}, "is for --pruning_type and dsp; .* voita goes by"),
+        (NONE, {"pruning": PruningArguments(target_sparsity=1.5)}, "target_sparsity is 1.5; give the fraction to rem"),
+        (
+            NONE,
+            {"pruning": PruningArguments(target_sparsity=0.5, pruning_budget="latency")},
+            "pruning_budget is 'latency'; --pruning_method dsp has a sparsity in params or macs",
+        ),
+        (DSP, {"pruning": PruningArguments(pruning_budget="macs")}, "says what --target_sparsity is a fraction of"),
+        ({**NONE, "gate_neurons": True}, {}, "--gate_neurons prunes heads and .*; add --target_sparsity.$"),
+        ({**DSP, "gate_neurons": True}, {}, "add --target_sparsity, and leave out --num_of_heads.$"),
+        ({**VOITA, "gate_neurons": True}, {}, "--gate_neurons is for --pruning_method dsp, not for voita"),
+        ({"gate_neurons": True}, {}, "--gate_neurons belongs to a pruning of heads"),
+        ({**DSP, "num_of_heads_cross": 3}, {}, "for all attentions together and --num_of_heads_cross for one kind"),
         (DSP, {"pruning": PruningArguments(do_final_finetune=True, final_finetune_epochs=0)}, "_epochs is 0; choose"),
     ],
 )  # fmt: skip
@@ -48,8 +64,11 @@ def test_flags_that_contradict_each_other_are_refused(heads: dict, others: dict,
 
 def test_flags_that_fit_are_accepted(tmp_path) -> None:
     training = TrainingArguments(str(tmp_path), do_train=True)
-    for heads in ({}, DSP, VOITA, MICHEL, {"pruning_method": "voita"}):
+    for heads in ({}, DSP, VOITA, MICHEL, {"pruning_method": "voita"}, {**NONE, "num_of_heads_encoder_self": 0}):
         check_head_pruning(training, asking(heads))
+    for gate_neurons in (False, True):
+        budget = PruningArguments(target_sparsity=0.5, pruning_budget="macs")
+        check_head_pruning(training, asking({**NONE, "gate_neurons": gate_neurons}, pruning=budget))
     check_head_pruning(TrainingArguments(str(tmp_path)), asking(MICHEL))
     with pytest.raises(ValueError, match="--pruning_method dsp trains gates; add --do_train"):
         check_head_pruning(TrainingArguments(str(tmp_path)), asking(DSP))
@@ -75,6 +94,11 @@ def test_what_the_model_cannot_do_is_refused(tmp_path) -> None:
             {**MICHEL, "heads_per_step": total + 1},
             f"heads_per_step is {total + 1}; give .* from 1 to the {total} heads",
         ),
+        (
+            {**NONE, "num_of_heads_cross": 3},
+            "--num_of_heads_cross is 3, but this bert model has no heads of the cross",
+        ),
+        ({**NONE, "num_of_heads_encoder_self": 0}, "The budget keeps no head of any kind; let at least one stay"),
         (DSP, "dsp takes the weights as they are, but .* is not fine-tuned, .* or add --joint_pruning"),
     ):
         with pytest.raises(ValueError, match=message):
