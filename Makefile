@@ -7,6 +7,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 DEMO_OUTPUT ?= demo_output
+# Processes that share the tests, file by file; auto is one a core.
+TEST_WORKERS ?= auto
 
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
@@ -42,7 +44,7 @@ demo: $(INSTALLED)
 		--output_dir $(DEMO_OUTPUT)
 
 test: quality
-	HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 $(BIN)/python -m pytest
+	HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 $(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile
 
 style: $(INSTALLED)
 	$(BIN)/ruff check --fix $(CODE)
