@@ -15,6 +15,7 @@ from trainer_plugins.cofi import run_pruning
 from trainer_plugins.eftnas import SuperNetworkPlan, plan_super_network
 from trainer_plugins.head_pruning import run_head_pruning
 from trainer_plugins.head_pruning_checks import check_fine_tuned
+from trainer_plugins.model_card import SmallModelHub
 from trainer_plugins.pruning_run import PruningOutcome
 from trainer_plugins.pruning_trainer import PruningTrainer
 from trainer_plugins.run_state import Run
@@ -230,16 +231,16 @@ def show_pruning(trainer: Trainer, outcome: PruningOutcome) -> None:
         print(f"\n{outcome.summary()}")
 
 
-def write_card(trainer: Trainer, run: Run, folder: Path, **card: Any) -> None:
-    """Write the model card of what was trained, and with --push_to_hub push it with the model.
+def write_card(trainer: SmallModelHub, run: Run, folder: Path, **card: Any) -> None:
+    """Write the model card of what was trained or made small, and with --push_to_hub push it with the model.
 
     Args:
         trainer: that holds the model.
-        run: nothing is written where it was finished before, or trains nothing.
+        run: without a small model, nothing is written where it was finished before, or trains nothing.
         folder: of the model.
         card: of `Trainer.create_model_card`.
     """
-    if not trainer.args.do_train or run.is_trained:
+    if (not trainer.args.do_train or run.is_trained) and trainer.small_model_folder() is None:
         return
     trainer.args.output_dir = str(folder)
     if trainer.args.push_to_hub:

@@ -28,7 +28,7 @@ from transformers import (
 from transformers.utils import check_min_version
 
 from arguments import DataTrainingArguments, ModelArguments
-from data import TextData, label_order, load_data, split_selection, tokenize
+from data import TASKS, TextData, label_order, load_data, split_selection, tokenize
 from demo import answer, demo_model
 from trainer_plugins import (
     PruningTrainer,
@@ -243,7 +243,8 @@ def main() -> None:
 
     card = {"finetuned_from": model_args.model_name_or_path, "tasks": "text-classification"}
     if data_args.task_name is not None:
-        card |= {"dataset": data_args.task_name.upper(), "dataset_args": data_args.task_name}
+        name, configuration = TASKS[data_args.task_name].hub
+        card |= {"dataset": data_args.task_name.upper(), "dataset_tags": name, "dataset_args": configuration}
     write_card(trainer, run, folder, **card)
 
 

@@ -5,7 +5,7 @@ import logging
 import sys
 from collections.abc import Sequence
 
-from hf_nas.cli import convert_cofi, evaluate, extract, front, generate, profile, search, space
+from hf_nas.cli import compare, convert_cofi, evaluate, extract, front, generate, profile, report, search, space
 from hf_nas.search import SearchFailed
 
 
@@ -55,8 +55,10 @@ def _parser() -> argparse.ArgumentParser:
     generate.add_parser(space_commands)
     search.add_parser(commands)
     front.add_parser(commands)
+    compare.add_parser(commands)
     convert_cofi.add_parser(commands)
     extract.add_parser(commands)
     evaluate.add_parser(commands)
     profile.add_parser(commands)
+    report.add_parser(commands)
     return parser

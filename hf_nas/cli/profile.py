@@ -2,29 +2,22 @@
 
 import argparse
 import json
-import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel
 
+from hf_nas.cli.dense import build_dense, read_sub_network
 from hf_nas.cli.models import get_device, load_model
-from hf_nas.profiling import Latency, Parts, SizeTable, measure_latencies
-from hf_nas.structures import known_families
-from hf_nas.subnetwork import SubNetwork
+from hf_nas.profiling import measure_latencies
+from hf_nas.report import DEFINITIONS, describe_conditions, plot_profile, profile_models, usual_length
 
 
-__all__ = ["add_parser"]
+__all__ = ["add_parser", "profile_small"]
 
-logger = logging.getLogger(__name__)
-
-# The definitions of size in circulation.
-_DEFINITIONS = {
-    "all": Parts(),
-    "layers": Parts.encoder(),
-    "layers_without_norms": Parts(embeddings=False, norms=False, heads=False),
-    "layers_and_head": Parts(embeddings=False),
-}
+# The formats that need no other program than matplotlib.
+_PICTURES = (".png", ".svg", ".pdf")
 
 
 def add_parser(commands: argparse._SubParsersAction) -> None:
@@ -42,7 +35,9 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("--repeats", type=int, default=10, help="Rounds in which each model is measured once.")
     parser.add_argument("--threads", type=int, help="Threads on a CPU; by default those of PyTorch.")
     parser.add_argument("--device", default="cpu", help="Where to measure, e.g. cpu or cuda.")
-    parser.add_argument("--json", action="store_true", help="Print JSON instead of a table.")
+    parser.add_argument("--per_layer", action="store_true", help="Show every layer of every model too.")
+    parser.add_argument("--plot", metavar="FILE.png", help="Draw parameters and latency into this file.")
+    parser.add_argument("--json", action="store_true", help="Print JSON, layers included, instead of tables.")
     parser.set_defaults(run=run)
 
 
@@ -56,114 +51,130 @@ def run(arguments: argparse.Namespace) -> None:
         value = getattr(arguments, name)
         if value is not None and value < 1:
             raise ValueError(f"--{name} is {value}; give 1 or more.")
+    plot = None if arguments.plot is None else Path(arguments.plot)
+    if plot is not None and (plot.is_dir() or plot.suffix.lower() not in _PICTURES):
+        raise ValueError(f"--plot {arguments.plot!r} is no picture; give a file that ends in {', '.join(_PICTURES)}.")
     device = get_device(arguments.device)
-    models = [load_model(name).to(device) for name in arguments.models]
+    models = [(name, load_model(name).to(device)) for name in arguments.models]
     threads = torch.get_num_threads()
     if arguments.threads is not None:
         torch.set_num_threads(arguments.threads)
     try:
-        latencies = measure_latencies(
+        found = profile_models(
             models,
             batch_size=arguments.batch_size,
             sequence_length=arguments.sequence_length,
             decoder_length=arguments.decoder_length,
             repeats=arguments.repeats,
-            description="Latency",
+            measure=measure_latencies,
         )
     finally:
         torch.set_num_threads(threads)
-    found = _compare(arguments, models, latencies)
-    print(json.dumps(found, indent=2) if arguments.json else _table(found))
+    if plot is not None:
+        plot_profile(found, plot)
+    print(json.dumps(found, indent=2) if arguments.json else _text(found, arguments.per_layer))
 
 
-def _compare(arguments: argparse.Namespace, models: list[PreTrainedModel], latencies: list[Latency]) -> dict[str, Any]:
-    lengths = (arguments.sequence_length, arguments.decoder_length)
-    rows: list[dict[str, Any]] = []
-    for name, model, latency in zip(arguments.models, models, latencies):
-        parameters, macs = _sizes(name, model, *lengths)
-        first_macs = rows[0]["macs"] if rows else macs
-        bound = first_macs / macs if macs and first_macs else None
-        speed_up = latency.speed_up_over(latencies[0])
-        measured = {key: latency.to_dict()[key] for key in ("median", "quartiles", "spread", "seconds")}
-        rows.append(
-            {
-                "model": name,
-                "class": type(model).__name__,
-                "parameters": parameters,
-                "macs": macs,
-                "latency": measured,
-                "speed_up": speed_up,
-                "speed_up_bound": bound,
-                "share_of_bound": speed_up / bound if bound else None,
-            }
-        )
-    return {
-        "batch_size": arguments.batch_size,
-        "sequence_length": arguments.sequence_length,
-        "decoder_length": latencies[0].decoder_length,
-        "repeats": arguments.repeats,
-        "machine": dict(latencies[0].machine),
-        "models": rows,
-    }
+def profile_small(
+    folder: str | Path,
+    *,
+    device: torch.device | str = "cpu",
+    batch_size: int = 1,
+    sequence_length: int | None = None,
+    repeats: int = 10,
+    measured: bool = True,
+) -> dict[str, Any]:
+    """Profile an extracted model beside the dense one it was made of, in one measurement.
+
+    The dense one is built from what `sub_network.json` records, with random weights, on which its speed does not
+    depend.
+
+    Args:
+        folder: of the extracted model.
+        device: where to measure.
+        batch_size: sequences of a pass.
+        sequence_length: tokens of a sequence; by default 128, or what the model reads.
+        repeats: rounds, in which the two take turns.
+        measured: whether to measure; otherwise there are sizes alone.
+
+    Returns:
+        What [`hf_nas.report.profile_models`] returns, of the models "dense" and "small", and under `sub_network` what
+        the small one keeps.
+
+    Raises:
+        ValueError: if the model cannot be read, or its record is missing or does not tell the dense sizes.
+    """
+    source = str(folder)
+    small = load_model(source).to(device)
+    sub_network = read_sub_network(source)
+    if sub_network is None:
+        raise ValueError(f"{source!r} has no sub_network.json, which tells of what it was made; extract it again.")
+    dense = build_dense(small, sub_network, source)
+    found = profile_models(
+        [("dense", dense), ("small", small)],
+        batch_size=batch_size,
+        sequence_length=sequence_length or usual_length(small),
+        repeats=repeats,
+        measure=measure_latencies if measured else None,
+    )
+    return {**found, "sub_network": sub_network.to_dict()}
 
 
-def _sizes(
-    name: str, model: PreTrainedModel, sequence_length: int, decoder_length: int | None
-) -> tuple[dict[str, int | None], int | None]:
-    """Parameters by definition, and MACs of a sequence; of a family that is not known, all parameters alone."""
-    if model.config.model_type not in known_families():
-        logger.warning(
-            "%s is a %s model, whose layers are not known, so that only all of its parameters are counted.",
-            name,
-            model.config.model_type,
-        )
-        return {**dict.fromkeys(_DEFINITIONS), "all": sum(p.numel() for p in model.parameters())}, None
-    table = SizeTable(model)
-    full = SubNetwork.full(table.structure)
-    parameters = {definition: table.parameters(full, parts) for definition, parts in _DEFINITIONS.items()}
-    return parameters, table.macs(full, sequence_length, decoder_length)
-
-
-def _table(found: dict[str, Any]) -> str:
+def _text(found: Mapping[str, Any], per_layer: bool) -> str:
     """The comparison as lines of text."""
-    machine, first = found["machine"], found["models"][0]
-    sizes = (name.replace("_", " ") for name in _DEFINITIONS)
+    sizes = (name.replace("_", " ") for name in DEFINITIONS)
     rows = [("model", *sizes, "MMACs", "ms", "+-", "speed-up", "bound", "reached")]
     for row in found["models"]:
+        latency = row["latency"] or {"median": None, "spread": None}
         rows.append(
             (
                 row["model"],
                 *(_number(value, "{:,}") for value in row["parameters"].values()),
-                _number(row["macs"] and row["macs"] / 1e6, "{:,.1f}"),
-                _number(1e3 * row["latency"]["median"], "{:.2f}"),
-                _number(50 * row["latency"]["spread"], "{:.0f}%"),
+                _number(row["macs"], "{:,.1f}", 1e-6),
+                _number(latency["median"], "{:.2f}", 1e3),
+                _number(latency["spread"], "{:.0f}%", 50),
                 _number(row["speed_up"], "{:.2f}x"),
                 _number(row["speed_up_bound"], "{:.2f}x"),
                 _number(row["share_of_bound"], "{:.0%}"),
             )
         )
-    tokens = f"{found['sequence_length']} tokens"
-    if found["decoder_length"] is not None:
-        tokens += f" and {found['decoder_length']} of the decoder"
-    threads = f", {machine['threads']} threads" if machine["device"] == "cpu" else ""
-    return "\n".join(
-        [
-            f"Batches of {found['batch_size']}, {tokens}, {machine['dtype']}, {machine['attention']} attention, on "
-            f"{machine['device']} ({machine['processor']}{threads}); medians of {found['repeats']} rounds",
-            "",
-            *_columns(rows),
-            "",
-            "all to layers and head: parameters by the published definitions; +-: half the distance of the quartiles",
-            f"speed-up: measured, over {first['model']}; bound: the ratio of the MACs; reached: speed-up / bound",
-        ]
-    )
+    lines = [
+        describe_conditions(found),
+        "",
+        *_columns(rows),
+        "",
+        "all to layers and head: parameters by the published definitions; +-: half the distance of the quartiles",
+        f"speed-up: measured, over {found['models'][0]['model']}; bound: the ratio of the MACs; reached: speed-up / "
+        "bound",
+    ]
+    if per_layer:
+        for row in found["models"]:
+            lines += ["", row["model"], *_layer_lines(row["layers"])]
+    return "\n".join(lines)
 
 
-def _number(value: float | None, form: str) -> str:
-    return "-" if value is None else form.format(value)
+def _layer_lines(layers: Sequence[Mapping[str, Any]] | None) -> list[str]:
+    """A line for each layer, "gone" where a sub-layer is skipped."""
+    if layers is None:
+        return ["Its layers are not known."]
+    kinds = list(dict.fromkeys(kind for layer in layers for kind in layer["units"]))
+    units = {"attention": "heads", "cross_attention": "cross heads", "feed_forward": "neurons"}
+    rows = [("layer", *(units[kind] for kind in kinds), "parameters", "MMACs")]
+    for layer in layers:
+        counts = layer["units"]
+        cells = ("" if kind not in counts else _number(counts[kind], "{:,}", missing="gone") for kind in kinds)
+        name = f"{layer['stack']} {layer['layer']}"
+        rows.append((name, *cells, f"{layer['parameters']:,}", _number(layer["macs"], "{:,.1f}", 1e-6)))
+    return _columns(rows)
 
 
-def _columns(rows: list[tuple[str, ...]]) -> list[str]:
+def _number(value: float | None, form: str, factor: float | None = None, missing: str = "-") -> str:
+    if value is None:
+        return missing
+    return form.format(value if factor is None else factor * value)
+
+
+def _columns(rows: Sequence[tuple[str, ...]]) -> list[str]:
     """Rows as columns, the names to the left and the numbers to the right."""
     widths = [max(map(len, column)) for column in zip(*rows)]
     return [

@@ -1,6 +1,6 @@
 """What comes after a search: one sub-network is chosen, the front is measured, and everything is written."""
 
-import json
+import logging
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -13,18 +13,21 @@ import filelock
 from hf_nas.files import write_json
 from hf_nas.profiling import Parts, SizeTable
 from hf_nas.report.data import FrontTable
+from hf_nas.report.outcome import EXTRACTED_FOLDER, SEARCH_FOLDER, SearchOutcome, fully_evaluated
+from hf_nas.report.page import write_page
 from hf_nas.report.plots import plot_front, plot_progress
 from hf_nas.report.progress import SearchProgress
 from hf_nas.search import Evaluated, SearchResult, choose
 from hf_nas.subnetwork import SubNetwork
 
 
-__all__ = ["RelativeSizes", "Reported", "SearchOutcome", "fully_evaluated", "hand_over", "read_outcome"]
+__all__ = ["RelativeSizes", "Reported", "hand_over"]
+
+logger = logging.getLogger(__name__)
 
 # Metrics by name of the data set and index of the trial.
 Reported = Mapping[str, Mapping[int, Mapping[str, float]]]
 
-_EXTRACTED = "extracted"
 _SUB_NETWORK_FILE = re.compile(r"\d+\.json")
 
 
@@ -58,30 +61,6 @@ class RelativeSizes:
         return self.table.macs(sub_network, self.sequence_length) / self._full[1]
 
 
-@dataclass(frozen=True)
-class SearchOutcome:
-    """What a search leaves behind.
-
-    Args:
-        result: every evaluated sub-network.
-        table: sizes and metrics of them, of the front also on the data the search never saw.
-        chosen: index of the trial that was extracted.
-        chosen_folder: folder of the extracted model.
-        metrics: numbers for `trainer.log_metrics("search", ...)`.
-    """
-
-    result: SearchResult
-    table: FrontTable
-    chosen: int
-    chosen_folder: Path
-    metrics: dict[str, float]
-
-
-def fully_evaluated(result: SearchResult) -> SearchResult:
-    """The same search without the trials that were given up early, whose metrics are estimates."""
-    return replace(result, trials=tuple(trial for trial in result.trials if not trial.rejected))
-
-
 def hand_over(
     result: SearchResult,
     folder: str | Path,
@@ -100,7 +79,8 @@ def hand_over(
     Writes into `folder` `search/` (`result.json`, `evaluations.csv`, the front as `front.json`, `front.csv` and
     `front.png`, how the search got on as `progress.csv` and `progress.png`, `summary.json`, and the front's and the
     chosen one's `sub_networks/*.json`) and has the chosen model written into `extracted/`. Trials that were given up
-    early are neither chosen nor measured, and are not in the table. Several processes may hand over the same result
+    early are neither chosen nor measured, and are not in the table. A page about the run, `report.html`, is written
+    beside them. Several processes may hand over the same result
     into the same folder.
 
     Args:
@@ -131,38 +111,16 @@ def hand_over(
     reported = report(sorted(measured))
     table = _table(result, trials, sizes, metric_name, greater_is_better, chosen, reported)
     metrics = _summary(result, chosen, table, reported)
-    outcome = SearchOutcome(result, table, chosen, folder / _EXTRACTED, metrics)
-    search_folder = folder / "search"
+    outcome = SearchOutcome(result, table, chosen, folder / EXTRACTED_FOLDER, metrics)
+    search_folder = folder / SEARCH_FOLDER
     search_folder.mkdir(parents=True, exist_ok=True)
     with filelock.FileLock(search_folder / ".handover.lock"):
         _write(outcome, search_folder)
         save_model(chosen, outcome.chosen_folder)
         # Last, so that what it names is there.
         write_json(search_folder / "summary.json", {"chosen": chosen, "metrics": metrics})
+        _write_page(folder)
     return outcome
-
-
-def read_outcome(folder: str | Path) -> SearchOutcome:
-    """What [`hand_over`] wrote into this folder.
-
-    Raises:
-        ValueError: if there is no finished search in it.
-    """
-    folder = Path(folder)
-    search_folder = folder / "search"
-    try:
-        summary, table = (
-            json.loads((search_folder / name).read_text(encoding="utf-8")) for name in ("summary.json", "front.json")
-        )
-        result = SearchResult.load(search_folder / "result.json")
-    except FileNotFoundError as error:
-        raise ValueError(
-            f"The folder '{folder}' holds no finished search, for '{error.filename}' is missing; give the output "
-            "folder of a search that ended."
-        ) from None
-    return SearchOutcome(
-        result, FrontTable.from_dict(table), summary["chosen"], folder / _EXTRACTED, summary["metrics"]
-    )
 
 
 def _limits(limits: Mapping[str, Any], metric_name: str, reference: Evaluated | None) -> dict[str, Any]:
@@ -244,6 +202,14 @@ def _summary(result: SearchResult, chosen: int, table: FrontTable, reported: Rep
         for metric, value in by_index[chosen].items():
             metrics[f"chosen_{name}_{metric}"] = value
     return metrics
+
+
+def _write_page(folder: Path) -> None:
+    """Write the page about the run; what else lies in the folder must not make a finished search fail."""
+    try:
+        write_page(folder)
+    except ValueError as error:
+        logger.warning("There is no report.html of the search: %s", error)
 
 
 def _write(outcome: SearchOutcome, folder: Path) -> None:

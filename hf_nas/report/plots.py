@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 __all__ = ["plot_front", "plot_progress"]
 
 # Of the palette of Okabe and Ito, which people with any colour vision can tell apart; markers differ as well.
-_BLUE, _VERMILION, _GREY, _INK = "#0072B2", "#D55E00", "#BBBBBB", "#333333"
+BLUE, VERMILION, GREY, INK = "#0072B2", "#D55E00", "#BBBBBB", "#333333"
 _MARKERS = "ovs^D"
 _LIGHTEST = 0.75
 _RED_GREEN_BLUE = (0.0, 0x72 / 255, 0xB2 / 255)
@@ -41,7 +41,7 @@ def plot_front(table: FrontTable, path: str | Path) -> None:
             f"None of the {len(table.rows)} sub-networks has a value of {table.metric_name}; evaluate one."
         )
 
-    figure = _figure(width=7)
+    figure = new_figure(width=7)
     _draw(figure.add_subplot(), table, rows)
     with atomic_path(path) as temporary:
         figure.savefig(temporary)
@@ -66,7 +66,7 @@ def plot_progress(progress: SearchProgress, path: str | Path) -> None:
             f"A search of {len(progress.steps)} evaluations and {len(progress.objectives)} objectives has no progress "
             "to draw; it needs one evaluation and two objectives."
         )
-    figure = _figure(width=10)
+    figure = new_figure(width=10)
     left, right = figure.subplots(1, 2)
     _draw_hypervolume(left, progress)
     _draw_fronts(right, progress)
@@ -74,14 +74,14 @@ def plot_progress(progress: SearchProgress, path: str | Path) -> None:
         figure.savefig(temporary)
 
 
-def _figure(width: float) -> "Figure":
+def new_figure(width: float, height: float = 4.4) -> "Figure":
     """A figure of its own, not pyplot's: it needs no display and leaves the user's backend and figures alone."""
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
     except ImportError as error:
         raise ImportError("A plot needs matplotlib, which is not installed; run `pip install matplotlib`.") from error
-    figure = Figure(figsize=(width, 4.4), dpi=160, layout="constrained")
+    figure = Figure(figsize=(width, height), dpi=160, layout="constrained")
     FigureCanvasAgg(figure)
     return figure
 
@@ -89,15 +89,15 @@ def _figure(width: float) -> "Figure":
 def _draw_hypervolume(axes: "Axes", progress: SearchProgress) -> None:
     steps = progress.steps
     points = [(step.evaluations, step.hypervolume) for step in steps]
-    axes.plot(*zip(*points), color=_BLUE, linewidth=1.6, drawstyle="steps-post")
-    axes.plot(*points[-1], linestyle="", marker="o", markersize=4.5, color=_BLUE)
+    axes.plot(*zip(*points), color=BLUE, linewidth=1.6, drawstyle="steps-post")
+    axes.plot(*points[-1], linestyle="", marker="o", markersize=4.5, color=BLUE)
     axes.set_xlabel("evaluations")
     axes.set_ylabel("hypervolume")
-    _tidy(axes)
+    tidy(axes)
     marks = sorted({max(1, round(len(steps) * quarter / 4)) for quarter in range(1, 5)})
     top = axes.secondary_xaxis("top")
-    top.set_xticks(marks, [_duration(steps[mark - 1].seconds) for mark in marks], fontsize="small", color=_INK)
-    top.set_xlabel("time of the evaluations", fontsize="small", color=_INK)
+    top.set_xticks(marks, [_duration(steps[mark - 1].seconds) for mark in marks], fontsize="small", color=INK)
+    top.set_xlabel("time of the evaluations", fontsize="small", color=INK)
     top.spines["top"].set_visible(False)
     top.tick_params(length=0)
 
@@ -118,7 +118,7 @@ def _draw_fronts(axes: "Axes", progress: SearchProgress) -> None:
         )
     axes.set_xlabel(progress.objectives[1])
     axes.set_ylabel(progress.objectives[0])
-    _tidy(axes)
+    tidy(axes)
     if fronts:
         axes.legend(
             frameon=False, loc="upper right", fontsize="small", title="front after evaluations", title_fontsize="small"
@@ -141,7 +141,8 @@ def _duration(seconds: float) -> str:
     return f"{seconds / 60:.3g} min" if seconds < 3600 else f"{seconds / 3600:.3g} h"
 
 
-def _tidy(axes: "Axes") -> None:
+def tidy(axes: "Axes") -> None:
+    """A light grid below the data and no frame on the far sides."""
     axes.grid(color="#EEEEEE", linewidth=0.8)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
@@ -152,29 +153,29 @@ def _position(row: FrontRow) -> tuple[float, float]:
 
 
 def _draw(axes: "Axes", table: FrontTable, rows: list[FrontRow]) -> None:
-    axes.scatter(*zip(*map(_position, rows)), s=16, color=_GREY, linewidths=0, label=f"evaluated ({len(rows)})")
+    axes.scatter(*zip(*map(_position, rows)), s=16, color=GREY, linewidths=0, label=f"evaluated ({len(rows)})")
     front = [_position(row) for row in table.front if row.metric is not None]
     if front:
         label = f"Pareto front ({len(front)})"
-        axes.plot(*zip(*front), color=_BLUE, linewidth=1.6, marker="o", markersize=4.5, label=label)
+        axes.plot(*zip(*front), color=BLUE, linewidth=1.6, marker="o", markersize=4.5, label=label)
     # More parameters lie to the right and better networks above, or below where a lower metric is better.
     below = -1 if table.greater_is_better else 1
     largest, chosen = table.largest, table.chosen
     if largest is not None and largest.metric is not None:
-        axes.plot(*_position(largest), linestyle="", marker="s", markersize=8, color=_INK, markerfacecolor="none")
-        _label(axes, largest, f"largest\n{largest.metric:.4f}", _INK, (4, below * 10), "right")
+        axes.plot(*_position(largest), linestyle="", marker="s", markersize=8, color=INK, markerfacecolor="none")
+        _label(axes, largest, f"largest\n{largest.metric:.4f}", INK, (4, below * 10), "right")
     if chosen is not None and chosen.metric is not None:
-        axes.plot(*_position(chosen), linestyle="", marker="*", markersize=15, color=_VERMILION)
+        axes.plot(*_position(chosen), linestyle="", marker="*", markersize=15, color=VERMILION)
         text = f"chosen\n{100 * chosen.parameters_share:.1f}%, {chosen.metric:.4f}"
         # Nothing is smaller and better than a point of the front: that corner is free, but narrow at the left edge.
         shares = [row.parameters_share for row in rows]
         if chosen.parameters_share > min(shares) + 0.15 * (max(shares) - min(shares)):
-            _label(axes, chosen, text, _VERMILION, (-6, -below * 8), "right")
+            _label(axes, chosen, text, VERMILION, (-6, -below * 8), "right")
         else:
-            _label(axes, chosen, text, _VERMILION, (10, below * 10), "left")
+            _label(axes, chosen, text, VERMILION, (10, below * 10), "left")
     axes.set_xlabel("share of encoder parameters (%)")
     axes.set_ylabel(table.metric_name)
-    _tidy(axes)
+    tidy(axes)
     axes.legend(frameon=False, loc="lower right" if table.greater_is_better else "upper right", fontsize="small")
 
 

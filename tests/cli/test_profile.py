@@ -5,11 +5,20 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AlbertConfig, AlbertForSequenceClassification
+from transformers import (
+    AutoModelForSequenceClassification,
+    FNetConfig,
+    FNetForSequenceClassification,
+    ResNetConfig,
+    ResNetModel,
+)
 
 from hf_nas import SizeTable, SubNetwork, describe, extract, save_extracted
 from hf_nas.cli import main, profile
 from hf_nas.profiling import Latency
+from hf_nas.report import DEFINITIONS, processor_name, profile_plot
+from hf_nas.report import profile as profiles
+from hf_nas.report.plots import new_figure
 from tests import zoo
 
 
@@ -23,16 +32,9 @@ def folders(tmp_path_factory) -> dict[str, Path]:
     save_extracted(extract(model, sub_network), sub_network, folder / "small")
     zoo.build("t5").save_pretrained(folder / "t5")
     torch.manual_seed(0)
-    albert = AlbertConfig(
-        vocab_size=50,
-        embedding_size=8,
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        intermediate_size=24,
-    )
-    AlbertForSequenceClassification(albert).save_pretrained(folder / "albert")
-    return {name: folder / name for name in ("bert", "small", "t5", "albert")}
+    fnet = FNetConfig(vocab_size=50, hidden_size=32, num_hidden_layers=2, intermediate_size=24)
+    FNetForSequenceClassification(fnet).save_pretrained(folder / "fnet")
+    return {name: folder / name for name in ("bert", "small", "t5", "fnet")}
 
 
 @pytest.fixture
@@ -43,10 +45,11 @@ def fake_time(monkeypatch) -> list[dict]:
     def measure(models, **options):
         asked.append({**options, "threads": torch.get_num_threads()})
         lengths = options["batch_size"], options["sequence_length"], options["decoder_length"]
-        machine = {"device": "cpu", "processor": "x", "threads": 1, "dtype": "float32", "attention": "sdpa"}
+        machine = {"device": "cpu", "processor": "x86_64", "threads": 1, "dtype": "float32", "attention": "sdpa"}
         return [Latency((0.004 / 2**i, 0.008 / 2**i, 0.016 / 2**i), *lengths, machine) for i in range(len(models))]
 
     monkeypatch.setattr(profile, "measure_latencies", measure)
+    monkeypatch.setattr(profiles, "processor_name", lambda: "Some CPU")
     return asked
 
 
@@ -69,9 +72,7 @@ def test_json(folders, fake_time, capsys) -> None:
     assert (first["macs"], second["macs"]) == (table.macs(full, 16), table.macs(sub_network, 16))
     for row, network in ((first, full), (second, sub_network)):
         assert row["parameters"]["all"] == table.parameters(network)
-        assert row["parameters"] == {
-            name: table.parameters(network, parts) for name, parts in profile._DEFINITIONS.items()
-        }
+        assert row["parameters"] == {name: table.parameters(network, parts) for name, parts in DEFINITIONS.items()}
     assert len(set(second["parameters"].values())) == 4
     assert first["latency"]["median"] == 0.008 and first["speed_up"] == first["speed_up_bound"] == 1.0
     assert second["speed_up"] == 2.0
@@ -84,7 +85,7 @@ def test_table(folders, fake_time, capsys) -> None:
     assert run(folders["bert"], folders["small"], folders["bert"], "--sequence_length", 16) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == (
-        "Batches of 1, 16 tokens, float32, sdpa attention, on cpu (x, 1 threads); medians of 10 rounds"
+        "Batches of 1, 16 tokens, float32, sdpa attention, on cpu (Some CPU, 1 thread); medians of 10 rounds"
     )
     first, small, again = (line.split() for line in lines[3:6])
     assert first[0] == str(folders["bert"]) and first[-5:] == ["8.00", "38%", "1.00x", "1.00x", "100%"]
@@ -92,6 +93,96 @@ def test_table(folders, fake_time, capsys) -> None:
     assert len({len(line) for line in lines[2:6]}) == 1
     full = SizeTable(zoo.build("bert")).parameters(SubNetwork.full(describe(zoo.build("bert"))))
     assert first[1] == f"{full:,}"
+
+
+def test_per_layer(folders, fake_time, capsys) -> None:
+    assert run(folders["bert"], folders["small"], folders["fnet"], "--sequence_length", 16, "--per_layer") == 0
+    out = capsys.readouterr().out
+    dense, small, fnet = (part.splitlines() for part in out.split("\n\n")[3:])
+    assert dense[0] == str(folders["bert"]) and small[0] == str(folders["small"])
+    assert dense[1].split() == ["layer", "heads", "neurons", "parameters", "MMACs"]
+    assert [line.split()[:4] for line in dense[2:]] == [["encoder", str(i), "4", "24"] for i in range(3)]
+    assert fnet == [str(folders["fnet"]), "Its layers are not known."]
+    # The numbers are those of the modules, and those of all layers are those of the model.
+    run(folders["small"], "--sequence_length", 16, "--json")
+    row = json.loads(capsys.readouterr().out)["models"][0]
+    model = AutoModelForSequenceClassification.from_pretrained(folders["small"])
+    layers = model.bert.encoder.layer
+    assert [layer["parameters"] for layer in row["layers"]] == [
+        sum(p.numel() for p in layer.parameters()) for layer in layers
+    ]
+    assert sum(layer["parameters"] for layer in row["layers"]) == row["parameters"]["layers"]
+    heads = sum(p.numel() for name, p in model.named_parameters() if name.endswith("weight") and (
+        "pooler" in name or "classifier" in name
+    ))  # fmt: skip
+    assert sum(layer["macs"] for layer in row["layers"]) == row["macs"] - heads
+    assert [line.split()[2:4] for line in small[2:]] == [
+        ["gone" if count is None else str(count) for count in layer["units"].values()] for layer in row["layers"]
+    ]
+    assert any(count is None for layer in row["layers"] for count in layer["units"].values())
+
+
+def test_layers_of_an_encoder_decoder(folders, fake_time, capsys) -> None:
+    assert run(folders["t5"], "--sequence_length", 8, "--per_layer") == 0
+    lines = capsys.readouterr().out.split("\n\n")[3].splitlines()
+    assert lines[1].split()[:6] == ["layer", "heads", "neurons", "cross", "heads", "parameters"]
+    encoder, decoder = (next(line for line in lines if line.startswith(stack)) for stack in ("encoder", "decoder"))
+    assert len(decoder.split()) == len(encoder.split()) + 1
+
+
+def test_plot(folders, fake_time, tmp_path, capsys) -> None:
+    path = tmp_path / "picture.png"
+    assert run(folders["bert"], folders["small"], folders["fnet"], "--sequence_length", 8, "--plot", path) == 0
+    assert path.read_bytes().startswith(b"\x89PNG")
+    assert run(folders["bert"], "--plot", tmp_path / "picture.txt") == 2
+    assert "'.png" not in capsys.readouterr().out and not (tmp_path / "picture.txt").exists()
+
+
+def test_a_plot_shows_the_numbers(folders, fake_time, tmp_path, capsys, monkeypatch) -> None:
+    run(folders["bert"], folders["small"], folders["fnet"], "--sequence_length", 8, "--json")
+    rows = json.loads(capsys.readouterr().out)["models"]
+    figure = new_figure(10)
+    left, right = figure.subplots(1, 2)
+    profile_plot._draw_parameters(left, rows)
+    profile_plot._draw_latency(right, rows)
+    ends = [
+        max(bar.get_x() + bar.get_width() for bar in left.patches if round(bar.get_y() + 0.275) == i) for i in range(3)
+    ]
+    assert ends == pytest.approx([row["parameters"]["all"] / 1e6 for row in rows])
+    assert [bar.get_width() for bar in right.patches] == pytest.approx([8.0, 4.0, 2.0])
+    bounds = [line.get_xdata()[0] for line in right.lines if line.get_linewidth() == 2]
+    assert bounds == pytest.approx([8.0, 8.0 / rows[1]["speed_up_bound"]])
+    assert profile_plot._short("$x$" + "a" * 40).count("$") == 0 and len(profile_plot._short("b" * 40)) == 28
+
+
+def test_a_model_that_reads_no_tokens(folders, fake_time, tmp_path, capsys) -> None:
+    config = ResNetConfig(embedding_size=4, hidden_sizes=[4, 8], depths=[1, 1])
+    ResNetModel(config).save_pretrained(tmp_path)
+    assert run(tmp_path, folders["bert"], "--sequence_length", 8, "--json") == 0
+    first, second = json.loads(capsys.readouterr().out)["models"]
+    assert first["latency"] is None and first["parameters"]["all"] > 0 and second["latency"]["median"] == 0.008
+    assert second["speed_up"] is None
+    assert run(tmp_path) == 0
+    assert "nothing was measured" in capsys.readouterr().out
+
+
+def test_a_small_model_beside_its_dense_one(folders, fake_time) -> None:
+    found = profile.profile_small(folders["small"], repeats=2)
+    assert fake_time[-1]["sequence_length"] == 38 and fake_time[-1]["repeats"] == 2
+    dense, small = found["models"]
+    model = zoo.build("bert")
+    assert dense["parameters"]["all"] == sum(p.numel() for p in model.parameters()) > small["parameters"]["all"]
+    assert SubNetwork.from_dict(found["sub_network"]) == zoo.corner_cases(model)["everything at once"]
+    with pytest.raises(ValueError, match="no sub_network.json"):
+        profile.profile_small(folders["bert"])
+
+
+def test_the_name_of_the_processor(tmp_path) -> None:
+    cpu_info = tmp_path / "cpuinfo"
+    cpu_info.write_text("processor\t: 0\nmodel name\t: Some  CPU @ 2 GHz\nprocessor\t: 1\nmodel name\t: Other\n")
+    assert processor_name(cpu_info) == "Some CPU @ 2 GHz"
+    cpu_info.write_text("processor\t: 0\n")
+    assert processor_name(cpu_info) == processor_name(tmp_path / "none") != ""
 
 
 def test_an_encoder_decoder(folders, fake_time, capsys) -> None:
@@ -105,22 +196,22 @@ def test_an_encoder_decoder(folders, fake_time, capsys) -> None:
 
 
 def test_a_family_that_is_not_known(folders, fake_time, capsys) -> None:
-    assert run(folders["bert"], folders["albert"], "--sequence_length", 8, "--json") == 0
+    assert run(folders["bert"], folders["fnet"], "--sequence_length", 8, "--json") == 0
     captured = capsys.readouterr()
     found = json.loads(captured.out)["models"][1]
-    expected = sum(p.numel() for p in AlbertForSequenceClassification.from_pretrained(folders["albert"]).parameters())
+    expected = sum(p.numel() for p in FNetForSequenceClassification.from_pretrained(folders["fnet"]).parameters())
     assert found["parameters"] == {
         "all": expected, "layers": None, "layers_without_norms": None, "layers_and_head": None
     }  # fmt: skip
     assert found["macs"] is found["speed_up_bound"] is found["share_of_bound"] is None and found["speed_up"] == 2.0
-    assert run(folders["albert"], folders["bert"], "--sequence_length", 8) == 0
-    line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith(str(folders["albert"])))
+    assert run(folders["fnet"], folders["bert"], "--sequence_length", 8) == 0
+    line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith(str(folders["fnet"])))
     assert line.split()[2:6] == ["-"] * 4 and line.split()[-2:] == ["-", "-"]
 
 
 def test_real_models_are_measured(folders, capsys) -> None:
     options = ("--sequence_length", 8, "--repeats", 2, "--json")
-    assert run(folders["bert"], folders["small"], folders["t5"], folders["albert"], *options) == 0
+    assert run(folders["bert"], folders["small"], folders["t5"], folders["fnet"], *options) == 0
     found = json.loads(capsys.readouterr().out)
     assert all(row["latency"]["median"] > 0 and len(row["latency"]["seconds"]) == 2 for row in found["models"])
     assert found["models"][0]["speed_up"] == 1.0 and found["machine"]["device"] == "cpu"
@@ -134,6 +225,7 @@ def test_real_models_are_measured(folders, capsys) -> None:
         (("--threads", 0), "--threads is 0"),
         (("--sequence_length", 41), "BertForSequenceClassification has 40 positions"),
         (("--decoder_length", 4), "has no decoder input of a length of its own"),
+        (("--plot", "front"), "--plot 'front' is no picture; give a file that ends in .png, .svg, .pdf."),
         (("--device", "meta"), "--device 'meta' cannot be used here"),
         (("--device", "nowhere"), "--device 'nowhere' cannot be used here"),
     ],
