@@ -120,24 +120,65 @@ class Bypass(nn.Module):
         return self.kind
 
 
-def forward_without_heads(module: nn.Module, output: str | None, returns: int, args: tuple, kwargs: dict[str, Any]):
-    """What an attention module without heads gives: the bias of its output projection, if that is inside it."""
+def forward_without_heads(
+    module: nn.Module, output: str | None, norm: str | None, returns: int, args: tuple, kwargs: dict[str, Any]
+) -> tuple:
+    """What an attention module without heads gives.
+
+    Args:
+        module: the attention module.
+        output: path of the output projection, if that is inside it: its bias stays.
+        norm: path of the normalisation, if that is inside it: it reads the sum with what the module was given.
+        returns: number of values the module returns.
+        args: that it was called with.
+        kwargs: that it was called with.
+    """
     hidden_states = first_argument(args, kwargs)
     fill_cache(hidden_states, kwargs, getattr(module, "layer_idx", None))
-    hidden_states = hidden_states[..., :0]
+    result = hidden_states[..., :0]
     if output is not None:
-        hidden_states = module.get_submodule(output)(hidden_states)
-    return (hidden_states,) + (None,) * (returns - 1)
+        result = module.get_submodule(output)(result)
+    if norm is not None:
+        result = module.get_submodule(norm)(hidden_states + result)
+    return (result,) + (None,) * (returns - 1)
 
 
 class WithoutHeads:
-    """Mixin for an attention module of an extracted model that kept its output bias but no head."""
+    """Mixin for an attention module of an extracted model that kept its output bias but no head.
 
-    output_path: str | None
-    returns: int
+    `left` is what [`forward_without_heads`] must know of it.
+    """
+
+    left: tuple[str | None, str | None, int]
 
     def forward(self, *args, **kwargs):
-        return forward_without_heads(self, self.output_path, self.returns, args, kwargs)
+        return forward_without_heads(self, *self.left, args, kwargs)
+
+
+class ConfigView:
+    """A configuration, some fields of which have other values."""
+
+    def __init__(self, config: Any, fields: dict[str, int]):
+        self._config = config
+        self._fields = fields
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__") or "_fields" not in self.__dict__:  # asked for while it is copied
+            raise AttributeError(name)
+        return self._fields[name] if name in self._fields else getattr(self._config, name)
+
+
+class OwnConfigValues:
+    """Mixin for a Phi-3 attention, which reads its number of heads in the configuration at every pass.
+
+    There is one configuration for all layers, so the attention reads it through a view with its own values.
+    """
+
+    own_values: dict[str, int] = {}
+
+    @property
+    def config(self) -> ConfigView:
+        return ConfigView(self.__dict__["config"], self.own_values)
 
 
 class WithoutInputs:

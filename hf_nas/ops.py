@@ -1,5 +1,7 @@
 """Keep some output rows or input columns of one weight-bearing module. Knows tensors, not models."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
@@ -17,21 +19,38 @@ def input_size(module: nn.Module) -> int:
     return weight.shape[1] if isinstance(module, nn.Linear) else weight.shape[0]
 
 
-def unit_features(units: torch.Tensor, features: int, total: int, parts: int = 1) -> torch.Tensor:
-    """Expand unit ids to feature positions in a projection of `parts` fused blocks.
+def unit_features(units: torch.Tensor, features: int | Sequence[int], total: int) -> torch.Tensor:
+    """Expand unit ids to feature positions in a projection, which may be several fused into one.
 
     Args:
         units: ids of the kept units, shape `(kept,)`.
-        features: features of one unit in one block.
+        features: features of one unit; of a fused projection those in each of its blocks, which lie one after the
+            other: `(8, 8, 8)` for query, key and value of heads of size 8.
         total: number of units of the projection (kept or not), which fixes where the next block starts.
-        parts: fused blocks one after the other, e.g. 3 for a fused query-key-value projection.
 
     Returns:
-        Positions, shape `(parts * kept * features,)`.
+        Positions, shape `(kept * sum of features,)`.
     """
-    within = (units[:, None] * features + torch.arange(features, device=units.device)).reshape(-1)
-    starts = torch.arange(parts, device=units.device) * (total * features)
-    return (starts[:, None] + within).reshape(-1)
+    blocks, start = [], 0
+    for size in (features,) if isinstance(features, int) else features:
+        blocks.append((start + units[:, None] * size + torch.arange(size, device=units.device)).reshape(-1))
+        start += total * size
+    return torch.cat(blocks)
+
+
+def by_unit(values: torch.Tensor, features: Sequence[int], total: int) -> torch.Tensor:
+    """Group what a fused projection has for each of its outputs by unit.
+
+    Args:
+        values: shape `(outputs,)`.
+        features: features of one unit in each block, as for [`unit_features`].
+        total: number of units.
+
+    Returns:
+        Shape `(total, features of one unit in all blocks)`.
+    """
+    blocks = values.split([total * size for size in features])
+    return torch.cat([block.view(total, size) for block, size in zip(blocks, features)], dim=1)
 
 
 def _take(tensor: nn.Parameter, positions: torch.Tensor, dim: int) -> nn.Parameter:

@@ -8,11 +8,12 @@ from collections.abc import Mapping
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from hf_nas.bypass import (
     Bypass,
+    OwnConfigValues,
     OwnPositionBias,
     SelectsPositionBias,
     WithoutHeads,
@@ -32,19 +33,35 @@ def removed_layers(structure: ModelStructure, kept: Mapping[str, object]) -> dic
     """Layers of each stack in which every sub-layer is skipped.
 
     A stack that would lose all its layers keeps the first one, bypassed: caches and layer lists cannot be empty. For
-    the same reason a stack that lends its depth to the decoder's cache keeps as many layers as the decoder.
+    the same reason a stack that lends its depth to the decoder's cache keeps as many layers as the decoder. A layer
+    that is pinned to its place stays, bypassed, too.
     """
     removed: dict[str, tuple[int, ...]] = {}
     for stack, depth in structure.depths.items():
         sub_layers = structure.stack(stack)
-        gone = [i for i in range(depth) if all(kept[s.name] is None for s in sub_layers if s.layer == i)]
+        present = {s.layer for s in sub_layers if s.pinned or kept[s.name] is not None}
+        gone = [index for index in range(depth) if index not in present]
         removed[stack] = tuple(gone[1:] if len(gone) == depth else gone)
     lender, depths = structure.family.cache_stack, structure.depths
     if lender in depths:
-        needed = max(depth - len(removed[stack]) for stack, depth in depths.items() if stack != lender)
+        others = (depth - len(removed[stack]) for stack, depth in depths.items() if stack != lender)
+        needed = max(others, default=0)  # an encoder alone lends to nobody
         spare = max(depths[lender] - needed, 0)
         removed[lender] = removed[lender][:spare]
     return removed
+
+
+def set_depth(config: PreTrainedConfig, structure: ModelStructure, removed: Mapping[str, tuple[int, ...]]) -> None:
+    """Take removed layers out of the configuration: its depths, and `layer_types` where it has one a layer."""
+    for stack in structure.family.stacks:
+        depth = structure.depths.get(stack.name, 0)
+        gone = removed.get(stack.name, ())
+        if not gone:
+            continue
+        setattr(config, stack.depth, depth - len(gone))
+        layer_types = getattr(config, "layer_types", None)
+        if layer_types is not None and len(structure.family.stacks) == 1:
+            config.layer_types = [kind for index, kind in enumerate(layer_types) if index not in gone]
 
 
 def own_position_bias(structure: ModelStructure, kept: Mapping[str, object]) -> dict[str, bool]:
@@ -209,8 +226,7 @@ def _resize_sub_layer(base: nn.Module, sub_layer: SubLayer, kept: object) -> Non
     if len(units) < sub_layer.units:
         for path in layout.writers:
             writer = sub_layer.module(base, path)
-            features = output_size(writer) // (layout.fused * sub_layer.units)
-            keep_outputs(writer, unit_features(units, features, sub_layer.units, layout.fused))
+            keep_outputs(writer, unit_features(units, sub_layer.blocks(output_size(writer)), sub_layer.units))
         reader = sub_layer.module(base, layout.reader)
         keep_inputs(reader, unit_features(units, sub_layer.features, sub_layer.units))
         if len(units) == 0 and isinstance(reader, Conv1D):
@@ -220,12 +236,22 @@ def _resize_sub_layer(base: nn.Module, sub_layer: SubLayer, kept: object) -> Non
     core = sub_layer.module(base, layout.core)
     for attribute in layout.attributes:
         setattr(core, attribute, getattr(core, attribute) * len(units) // max(sub_layer.units, 1))
+    if layout.config_attributes:
+        _give_own_config_values(core, layout.config_attributes, len(units), sub_layer.units)
     handing_on = layout.position_bias == "first_layer" and core.has_relative_attention_bias
     if handing_on and len(units) < sub_layer.units:
         keep_outputs(core.relative_attention_bias, units)
     if len(units) == 0 and not isinstance(core, WithoutHeads):
-        core.output_path, core.returns = layout.output_in_core, layout.returns
+        core.left = layout.without_heads
         swap_class(core, WithoutHeads)
+
+
+def _give_own_config_values(core: nn.Module, fields: tuple[str, ...], count: int, units: int) -> None:
+    # A full attention needs them too, since the field means nothing once layers differ in it.
+    values = {field: getattr(core.config, field) * count // max(units, 1) for field in fields}
+    if not isinstance(core, OwnConfigValues):
+        swap_class(core, OwnConfigValues)
+    core.own_values = values
 
 
 def _bypass(base: nn.Module, sub_layer: SubLayer, replacements: tuple[tuple[str, str], ...]) -> None:

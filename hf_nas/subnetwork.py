@@ -119,9 +119,11 @@ class SubNetwork:
             ValueError: for an unknown name, too many units, a repeated id or a value of another kind.
         """
         if unknown := set(kept) - set(structure.names):
+            repeats = structure.sub_layers[0].repeats
+            shared = f" (which stand for all {repeats} layers, since these share their weights)" if repeats > 1 else ""
             raise ValueError(
                 f"This {structure.model_type} model has no sub-layer {sorted(unknown)[0]!r}; it has "
-                f"{structure.names[0]!r} to {structure.names[-1]!r}."
+                f"{structure.names[0]!r} to {structure.names[-1]!r}{shared}."
             )
         choices = []
         for sub_layer in structure:

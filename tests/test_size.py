@@ -2,9 +2,16 @@
 
 import pytest
 import torch
-from transformers import BertConfig, BertForQuestionAnswering, BertForSequenceClassification
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import (
+    BertConfig,
+    BertForQuestionAnswering,
+    BertForSequenceClassification,
+    ViTConfig,
+    ViTForImageClassification,
+)
 
-from hf_nas import Parts, SizeTable, SubNetwork
+from hf_nas import Parts, SizeTable, SubNetwork, extract
 from tests import zoo
 
 
@@ -109,3 +116,36 @@ def test_cross_attention_reads_both_lengths() -> None:
     assert table.macs(full, source, target) - table.macs(without, source, target) == (
         projections + 2 * source * target * width
     )
+
+
+def counted(model, inputs: dict) -> int:
+    """Multiply-accumulate operations of the matrix products that torch runs."""
+    with FlopCounterMode(display=False) as counter:
+        model.requires_grad_(False)(**inputs)
+    return counter.get_total_flops() // 2
+
+
+@pytest.mark.parametrize("name", zoo.MODELS)
+def test_macs_saved_are_those_that_torch_does_not_run(name: str) -> None:
+    """Differences, since torch counts heads and rotary embeddings in its own way."""
+    model = zoo.build(name, "eager")
+    table = SizeTable(model)
+    inputs = {key: value[:1] for key, value in zoo.inputs_for(model).items()}
+    length = inputs["input_ids"].shape[1] if "input_ids" in inputs else 10
+    lengths = (length, inputs["decoder_input_ids"].shape[1]) if "decoder_input_ids" in inputs else (length,)
+    full, cases = SubNetwork.full(table.structure), zoo.corner_cases(model)
+    dense = counted(model, inputs)
+    for case in ("uniform half", "other units in every layer", "middle layer gone", "everything at once"):
+        saved = table.macs(full, *lengths) - table.macs(cases[case], *lengths)
+        assert saved == dense - counted(extract(model, cases[case]), inputs), case
+    if name == "vit":
+        assert table.macs(full, *lengths) == dense
+
+
+def test_macs_of_vit_base_as_published() -> None:
+    """17.56 billion for an image of 224 x 224 pixels, of which the projection of patches has 0.116."""
+    with torch.device("meta"):
+        table = SizeTable(ViTForImageClassification(ViTConfig(num_labels=1000)))
+    full = SubNetwork.full(table.structure)
+    assert table.parameters(full) == 86_567_656
+    assert table.macs(full, 197) == 17_563_828_224

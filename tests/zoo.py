@@ -5,15 +5,25 @@ import copy
 import torch
 from torch import nn
 from transformers import (
+    AlbertConfig,
+    AlbertForSequenceClassification,
     BartConfig,
     BartForConditionalGeneration,
     BartForSequenceClassification,
     BertConfig,
     BertForSequenceClassification,
+    CamembertConfig,
+    CamembertForSequenceClassification,
+    DebertaV2Config,
+    DebertaV2ForSequenceClassification,
     DistilBertConfig,
     DistilBertForSequenceClassification,
     ElectraConfig,
     ElectraForSequenceClassification,
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
     GPT2Config,
     GPT2LMHeadModel,
     LlamaConfig,
@@ -21,10 +31,16 @@ from transformers import (
     LlamaForSequenceClassification,
     MarianConfig,
     MarianMTModel,
+    MBartConfig,
+    MBartForConditionalGeneration,
     MistralConfig,
     MistralForCausalLM,
+    ModernBertConfig,
+    ModernBertForSequenceClassification,
     MPNetConfig,
     MPNetForSequenceClassification,
+    Phi3Config,
+    Phi3ForCausalLM,
     PreTrainedModel,
     Qwen2Config,
     Qwen2ForCausalLM,
@@ -34,6 +50,10 @@ from transformers import (
     RobertaForSequenceClassification,
     T5Config,
     T5ForConditionalGeneration,
+    ViTConfig,
+    ViTForImageClassification,
+    XLMRobertaConfig,
+    XLMRobertaForSequenceClassification,
 )
 
 from hf_nas.structures import describe
@@ -92,9 +112,28 @@ _T5 = {
     "decoder_start_token_id": 0,
 }
 
+# Layers of both kinds; the window is shorter than the inputs.
+_GEMMA = {
+    **_DECODER,
+    "query_pre_attn_scalar": 8,
+    "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+    "sliding_window": 5,
+    "attention_bias": True,
+}
+_DEBERTA = {
+    **_ENCODER,
+    "relative_attention": True,
+    "pos_att_type": ["c2p", "p2c"],
+    "position_buckets": 6,
+    "norm_rel_ebd": "layer_norm",
+    "position_biased_input": False,
+}
+
 MODELS = {
     "bert": (BertForSequenceClassification, BertConfig, _ENCODER),
     "roberta": (RobertaForSequenceClassification, RobertaConfig, {**_ENCODER, "pad_token_id": 1}),
+    "xlm-roberta": (XLMRobertaForSequenceClassification, XLMRobertaConfig, {**_ENCODER, "pad_token_id": 1}),
+    "camembert": (CamembertForSequenceClassification, CamembertConfig, {**_ENCODER, "pad_token_id": 1}),
     "electra": (ElectraForSequenceClassification, ElectraConfig, {**_ENCODER, "embedding_size": 16}),
     "distilbert": (
         DistilBertForSequenceClassification,
@@ -103,10 +142,28 @@ MODELS = {
          "max_position_embeddings": 40},
     ),
     "mpnet": (MPNetForSequenceClassification, MPNetConfig, {**_ENCODER, "pad_token_id": 1}),
+    "deberta-v2": (DebertaV2ForSequenceClassification, DebertaV2Config, _DEBERTA),
+    "albert": (AlbertForSequenceClassification, AlbertConfig, {**_ENCODER, "embedding_size": 16}),
+    "modernbert": (
+        ModernBertForSequenceClassification,
+        ModernBertConfig,
+        {**_ENCODER, "layer_types": ["full_attention", "sliding_attention", "full_attention"], "local_attention": 4,
+         "attention_bias": True, "mlp_bias": True, "norm_bias": True, "bos_token_id": 1, "eos_token_id": 2,
+         "cls_token_id": 1, "sep_token_id": 2},
+    ),
+    "vit": (
+        ViTForImageClassification,
+        ViTConfig,
+        {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 24,
+         "image_size": 12, "patch_size": 4, "num_labels": 3},
+    ),
     "llama": (LlamaForCausalLM, LlamaConfig, _DECODER),
     "mistral": (MistralForCausalLM, MistralConfig, {**_DECODER, "sliding_window": None}),
     "qwen2": (Qwen2ForCausalLM, Qwen2Config, {k: v for k, v in _DECODER.items() if k != "head_dim"}),
     "qwen3": (Qwen3ForCausalLM, Qwen3Config, _DECODER),
+    "gemma2": (Gemma2ForCausalLM, Gemma2Config, _GEMMA),
+    "gemma3_text": (Gemma3ForCausalLM, Gemma3TextConfig, _GEMMA),
+    "phi3": (Phi3ForCausalLM, Phi3Config, {k: v for k, v in _DECODER.items() if k != "head_dim"}),
     "gpt2": (
         GPT2LMHeadModel,
         GPT2Config,
@@ -114,15 +171,22 @@ MODELS = {
          "bos_token_id": 1, "eos_token_id": 2},
     ),
     "bart": (BartForConditionalGeneration, BartConfig, _SEQ2SEQ),
+    "mbart": (MBartForConditionalGeneration, MBartConfig, _SEQ2SEQ),
     "marian": (MarianMTModel, MarianConfig, _SEQ2SEQ),
     "t5": (T5ForConditionalGeneration, T5Config, _T5),
     "t5-gated": (T5ForConditionalGeneration, T5Config, {**_T5, "feed_forward_proj": "gated-gelu"}),
+    # One projection for tokens and positions, and the convolution behind the first layer.
+    "deberta-v2-shared": (
+        DebertaV2ForSequenceClassification,
+        DebertaV2Config,
+        {**_DEBERTA, "share_att_key": True, "conv_kernel_size": 3, "pos_att_type": ["p2c"]},
+    ),
     "llama-classification": (LlamaForSequenceClassification, LlamaConfig, {**_DECODER, "num_labels": 3}),
     "bart-classification": (BartForSequenceClassification, BartConfig, {**_SEQ2SEQ, "num_labels": 3}),
 }  # fmt: skip
-FAMILIES = tuple(name for name in MODELS if "-" not in name)
+FAMILIES = tuple(name for name, entry in MODELS.items() if entry[1].model_type == name)
 
-EAGER_ONLY = ("mpnet",)  # transformers has no sdpa for them
+EAGER_ONLY = ("mpnet", "deberta-v2", "deberta-v2-shared", "gemma2")  # transformers has no sdpa for them
 
 
 def attentions(name: str) -> tuple[str, ...]:
@@ -130,9 +194,15 @@ def attentions(name: str) -> tuple[str, ...]:
     return ("eager",) if name in EAGER_ONLY else ("sdpa", "eager")
 
 
-def build(name: str, attention: str | None = None, seed: int = 0, **changes) -> PreTrainedModel:
-    """A tiny random model in eval mode, in which every weight, biases and norms included, differs from its default."""
+def build(
+    name: str, attention: str | None = None, seed: int = 0, head: type[PreTrainedModel] | None = None, **changes
+) -> PreTrainedModel:
+    """A tiny random model in eval mode, in which every weight, biases and norms included, differs from its default.
+
+    `head` is its class, if not the one in `MODELS`.
+    """
     model_class, config_class, values = MODELS[name]
+    model_class = head or model_class
     torch.manual_seed(seed)
     config = config_class(**{**values, **changes})
     config._attn_implementation = attention or attentions(name)[0]
@@ -155,8 +225,12 @@ def without_dropout(model: PreTrainedModel) -> PreTrainedModel:
 
 
 def inputs_for(model: PreTrainedModel, batch: int = 3, length: int = 9, labels: bool = False) -> dict:
-    """A right-padded batch, with decoder inputs or labels for an encoder-decoder."""
+    """A right-padded batch, with decoder inputs or labels for an encoder-decoder; images for a model of images."""
     generator = torch.Generator().manual_seed(1)
+    if model.main_input_name == "pixel_values":
+        size = model.config.image_size
+        inputs = {"pixel_values": torch.randn(batch, model.config.num_channels, size, size, generator=generator)}
+        return {**inputs, "labels": torch.randint(0, 3, (batch,), generator=generator)} if labels else inputs
     ids = torch.randint(3, 50, (batch, length), generator=generator)
     mask = torch.ones_like(ids)
     for row in range(1, batch):
@@ -164,6 +238,8 @@ def inputs_for(model: PreTrainedModel, batch: int = 3, length: int = 9, labels: 
     pad = model.config.pad_token_id if model.config.pad_token_id is not None else 0
     ids = ids.masked_fill(mask == 0, pad)
     inputs = {"input_ids": ids, "attention_mask": mask}
+    if "MultipleChoice" in type(model).__name__:  # the rows again, in another order, as second choices
+        inputs = {key: torch.stack([value, value.flip(0)], dim=1) for key, value in inputs.items()}
     classifies = "Classification" in type(model).__name__
     if model.config.is_encoder_decoder and not classifies:
         targets = torch.randint(3, 50, (batch, 7), generator=generator)

@@ -7,7 +7,14 @@ that `isinstance` sees stay as they are. What is active is held in plain attribu
 import torch
 from torch.nn import functional
 
-from hf_nas.bypass import BYPASSES, SelectsPositionBias, forward_without_heads, layer_index
+from hf_nas.bypass import (
+    BYPASSES,
+    ConfigView,
+    OwnConfigValues,
+    SelectsPositionBias,
+    forward_without_heads,
+    layer_index,
+)
 
 
 # The first k positions, these positions, or everything.
@@ -61,8 +68,8 @@ class Skippable:
 class ElasticAttention:
     """An attention module; with no head left it gives the bias of its output projection."""
 
-    # While no head is active, the path of the output projection inside, if any, and the number of values to return.
-    without_heads: tuple[str | None, int] | None = None
+    # While no head is active, what `forward_without_heads` must know of it.
+    without_heads: tuple[str | None, str | None, int] | None = None
 
     def forward(self, *args, **kwargs):
         if self.without_heads is not None:
@@ -100,3 +107,13 @@ class ElasticPositionBiasHeads(SelectsPositionBias):
 
     def select_heads(self, position_bias: torch.Tensor) -> torch.Tensor:
         return _slice(super().select_heads(position_bias), self.active_heads, 1)
+
+
+class ElasticConfigValues(OwnConfigValues):
+    """A Phi-3 attention that reads its active number of heads in its view of the configuration."""
+
+    active_values: dict[str, int] = {}
+
+    @property
+    def config(self) -> ConfigView:
+        return ConfigView(super().config, self.active_values)

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from hf_nas.bypass import restore_class, swap_class
 from hf_nas.elastic.modules import (
     ElasticAttention,
+    ElasticConfigValues,
     ElasticConv1D,
     ElasticLinear,
     ElasticPositionBias,
@@ -30,6 +31,7 @@ _STATE = {
     "active_outputs",
     "active_inputs",
     "active_heads",
+    "active_values",
     "bypass",
     "without_heads",
     "bias_owner",
@@ -43,7 +45,8 @@ def is_elastic(model: nn.Module) -> bool:
 
 def _is_ours(module: nn.Module) -> bool:
     mixins = (
-        ElasticLinear, ElasticConv1D, Skippable, ElasticAttention, ElasticPositionBias, ElasticPositionBiasHeads
+        ElasticLinear, ElasticConv1D, Skippable, ElasticAttention, ElasticConfigValues, ElasticPositionBias,
+        ElasticPositionBiasHeads,
     )  # fmt: skip
     return isinstance(module, mixins)
 
@@ -149,6 +152,8 @@ class SuperNetwork:
                 self._attach_position_bias(base, sub_layer, core)
             elif layout.position_bias == "stack":
                 swap_class(core, ElasticPositionBiasHeads)
+            if layout.config_attributes:
+                swap_class(core, ElasticConfigValues)
             swap_class(core, ElasticAttention)
         for path in _bypass_paths(sub_layer):
             swap_class(sub_layer.module(base, path), Skippable)
@@ -167,17 +172,17 @@ class SuperNetwork:
         swap_class(core, ElasticPositionBias)
 
 
-def _positions(kept: Kept, features: int, total: int, fused: int, device: torch.device) -> Positions:
+def _positions(kept: Kept, features: tuple[int, ...], total: int, device: torch.device) -> Positions:
     """What a projection of `total` units keeps, as a prefix where it is one and as positions elsewhere."""
     if isinstance(kept, int):
         if kept == total:
             return None
-        if fused == 1:
-            return kept * features
+        if len(features) == 1:
+            return kept * features[0]
         units = torch.arange(kept)
     else:
         units = torch.tensor(kept, dtype=torch.long)
-    return unit_features(units, features, total, fused).to(device)
+    return unit_features(units, features, total).to(device)
 
 
 def _bypass_paths(sub_layer: SubLayer) -> tuple[str, ...]:
@@ -197,12 +202,12 @@ class _SubLayerSetter:
         if sub_layer.norm_only:
             return
         self.writers = [sub_layer.module(base, path) for path in layout.writers]
-        self.writer_features = [output_size(w) // (layout.fused * max(self.units, 1)) for w in self.writers]
-        self.fused = layout.fused
+        self.writer_features = [sub_layer.blocks(output_size(writer)) for writer in self.writers]
         self.reader = sub_layer.module(base, layout.reader)
-        self.reader_features = sub_layer.features
+        self.reader_features = (sub_layer.features,)
         self.core = sub_layer.module(base, layout.core) if layout.is_attention else None
         self.position_bias = bool(layout.position_bias)
+        self.config_values = {field: getattr(self.core.config, field) for field in layout.config_attributes}
 
     def set(self, kept: Kept, positions) -> None:
         bypass = dict(self.layout.bypass if kept is None else self.layout.norm_only if kept == NORM_ONLY else ())
@@ -212,14 +217,17 @@ class _SubLayerSetter:
             return
         device = self.reader.weight.device
         for writer, features in zip(self.writers, self.writer_features):
-            writer.active_outputs = positions(kept, features, self.units, self.fused, device)
-        self.reader.active_inputs = positions(kept, self.reader_features, self.units, 1, device)
+            writer.active_outputs = positions(kept, features, self.units, device)
+        self.reader.active_inputs = positions(kept, self.reader_features, self.units, device)
         if self.core is None:
             return
         count = kept if isinstance(kept, int) else len(kept)
-        self.core.without_heads = None if count else (self.layout.output_in_core, self.layout.returns)
+        self.core.without_heads = None if count else self.layout.without_heads
         for attribute, value in self.core.stock_attributes.items():
             if not isinstance(value, bool):
                 setattr(self.core, attribute, value * count // max(self.units, 1))
+        if self.config_values:
+            values = {field: value * count // max(self.units, 1) for field, value in self.config_values.items()}
+            self.core.active_values = values
         if self.position_bias:
-            self.core.active_heads = positions(kept, 1, self.units, 1, device)
+            self.core.active_heads = positions(kept, (1,), self.units, device)

@@ -14,11 +14,11 @@ from transformers.models.auto import modeling_auto
 from hf_nas import bypass, ops, resize
 from hf_nas.extraction import sizes
 from hf_nas.extraction.sizes import MODULE_NAME
-from hf_nas.structures import Family, base, hidden
+from hf_nas.structures import Family, base, hidden, layouts
 from hf_nas.version import __version__
 
 
-_MODULES: tuple[ModuleType, ...] = (ops, bypass, base, hidden, resize, sizes)
+_MODULES: tuple[ModuleType, ...] = (ops, bypass, layouts, base, hidden, resize, sizes)
 
 _HEADER = '''# Copyright 2026 The hf-nas Authors. Licensed under the Apache License, Version 2.0.
 """Builds this model with the uneven layers that its configuration states.

@@ -9,14 +9,16 @@ A pruned residual stream is stated beside them, in `config.hf_nas_hidden_size`. 
 sizes of heads and of the pooler's output come from it, and a stock class that builds to it stops at the weights.
 """
 
+import copy
 from collections.abc import Mapping
 from typing import Any
 
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.integrations.heterogeneity.configuration_utils import AmbiguousGlobalPerLayerAttributeError
 
-from hf_nas.resize import cut_hidden, cut_position_bias, removed_layers, resize
-from hf_nas.structures.base import NORM_ONLY, Family, ModelStructure, SubLayer, SubLayerLayout, describe_with
+from hf_nas.resize import cut_hidden, cut_position_bias, removed_layers, resize, set_depth
+from hf_nas.structures.base import NORM_ONLY, ModelStructure, SubLayer, describe_with
+from hf_nas.structures.layouts import Family, StackLayout, SubLayerLayout
 
 
 MODULE_NAME = "modeling_hf_nas"
@@ -69,19 +71,6 @@ def _fix_head_size(config: PreTrainedConfig, structure: ModelStructure) -> None:
         if field and getattr(config, field, None) is None:
             heads = config._getattr_without_heterogeneous_validation("num_attention_heads")
             setattr(config, field, config.hidden_size // heads)
-
-
-def set_depth(config: PreTrainedConfig, structure: ModelStructure, removed: Mapping[str, tuple[int, ...]]) -> None:
-    """Take removed layers out of the configuration: its depths, and `layer_types` where it has one a layer."""
-    for stack in structure.family.stacks:
-        depth = structure.depths.get(stack.name, 0)
-        gone = removed.get(stack.name, ())
-        if not gone:
-            continue
-        setattr(config, stack.depth, depth - len(gone))
-        layer_types = getattr(config, "layer_types", None)
-        if layer_types is not None and len(structure.family.stacks) == 1:
-            config.layer_types = [kind for index, kind in enumerate(layer_types) if index not in gone]
 
 
 def set_uneven_width(config: PreTrainedConfig, structure: ModelStructure, width: int) -> None:
@@ -137,6 +126,10 @@ def set_uneven_sizes(
         for new, old in enumerate(remaining):
             sub_layers = [s for s in structure.stack(stack) if s.layer == old]
             stacks[stack][str(new)] = _layer_entry(config, sub_layers, kept)
+        repeats = max(s.repeats for s in structure.stack(stack))
+        if repeats > 1:
+            # The layers of the configuration are those of the pass, which share their weights and thus their sizes.
+            stacks[stack] = {str(index): copy.deepcopy(stacks[stack]["0"]) for index in range(repeats)}
         if any(_NORM_ONLY_FIELD in entry for entry in stacks[stack].values()):
             # transformers wants a field that it does not know in every layer or in none.
             for entry in stacks[stack].values():
@@ -163,7 +156,20 @@ def _read_entries(config: PreTrainedConfig, family: Family) -> dict[str, dict[st
     if spec is None and not hasattr(config, HIDDEN_FIELD):
         return None
     layers = {} if spec is None else {str(index): entry for index, entry in spec.per_layer_overrides.items()}
+    _check_shared(config, family.stacks[0], layers)
     return {family.stacks[0].name: {"own_position_bias": False, "layers": layers}}
+
+
+def _check_shared(config: PreTrainedConfig, stack: StackLayout, layers: Mapping[str, dict[str, Any]]) -> None:
+    if not stack.repeats:
+        return
+    first = layers.get("0", {})
+    for index in range(1, getattr(config, stack.repeats)):
+        if layers.get(str(index), {}) != first:
+            raise ValueError(
+                f"The layers of a {config.model_type} model share their weights, but per_layer_config states "
+                f"{layers.get(str(index), {})} for layer {index} and {first} for layer 0; state the same for all."
+            )
 
 
 def read_sizes(

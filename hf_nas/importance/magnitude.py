@@ -6,25 +6,23 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from hf_nas.ops import output_size
+from hf_nas.ops import by_unit, output_size
 from hf_nas.structures import ModelStructure, SubLayer
 
 
-def _sum_of_squares(weight: torch.Tensor, dim: int, units: int, fused: int = 1) -> torch.Tensor:
-    rows = weight.detach().double().transpose(0, dim).flatten(1).pow(2).sum(dim=1)
-    return rows.view(fused, units, -1).sum(dim=(0, 2))
+def _sums_of_squares(weight: torch.Tensor, dim: int) -> torch.Tensor:
+    return weight.detach().double().transpose(0, dim).flatten(1).pow(2).sum(dim=1).cpu()
 
 
 def _score(base: torch.nn.Module, sub_layer: SubLayer) -> torch.Tensor:
     layout, units = sub_layer.layout, sub_layer.units
-    total = torch.zeros(units, dtype=torch.double)
+    reader = sub_layer.module(base, layout.reader)
+    total = _sums_of_squares(reader.weight, 1 if isinstance(reader, torch.nn.Linear) else 0).view(units, -1).sum(dim=1)
     for path in layout.writers:
         writer = sub_layer.module(base, path)
-        dim = 0 if writer.weight.shape[0] == output_size(writer) and isinstance(writer, torch.nn.Linear) else 1
-        total += _sum_of_squares(writer.weight, dim, units, layout.fused).cpu()
-    reader = sub_layer.module(base, layout.reader)
-    dim = 1 if isinstance(reader, torch.nn.Linear) else 0
-    return (total + _sum_of_squares(reader.weight, dim, units).cpu()).sqrt()
+        outputs = _sums_of_squares(writer.weight, 0 if isinstance(writer, torch.nn.Linear) else 1)
+        total += by_unit(outputs, sub_layer.blocks(output_size(writer)), units).sum(dim=1)
+    return total.sqrt()
 
 
 def magnitude(

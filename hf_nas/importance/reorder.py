@@ -68,8 +68,7 @@ def _permute_sub_layer(base: nn.Module, sub_layer: SubLayer, order: torch.Tensor
     layout = sub_layer.layout
     for path in layout.writers:
         writer = sub_layer.module(base, path)
-        features = output_size(writer) // (layout.fused * sub_layer.units)
-        positions = unit_features(order, features, sub_layer.units, layout.fused)
+        positions = unit_features(order, sub_layer.blocks(output_size(writer)), sub_layer.units)
         _permute(writer.weight, positions, 0 if isinstance(writer, nn.Linear) else 1, state)
         _permute(getattr(writer, "bias", None), positions, 0, state)
     reader = sub_layer.module(base, layout.reader)

@@ -49,6 +49,6 @@ def _scores(base: torch.nn.Module, sub_layer: SubLayer, norm: Callable[[torch.Te
         weight = writer.weight.detach().double().cpu()
         filters = weight if isinstance(writer, torch.nn.Linear) else weight.T
         # Fused projections hold the filters of query, key and value one after the other.
-        for block in filters.split(output_size(writer) // layout.fused):
+        for block in filters.split([units * size for size in sub_layer.blocks(output_size(writer))]):
             total += norm(block).view(units, -1).sum(dim=1)
     return total

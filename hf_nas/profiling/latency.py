@@ -25,6 +25,7 @@ __all__ = [
     "describe_machine",
     "evaluation_mode",
     "example_inputs",
+    "image_tokens",
     "levelled_medians",
     "measure_latencies",
     "measure_latency",
@@ -114,7 +115,7 @@ def measure_latencies(
     the medians of one call with each other, not those of different calls.
 
     Args:
-        models: any models that read token ids; their modes are as before afterwards.
+        models: any models that read token ids or images; their modes are as before afterwards.
         batch_size: sequences of a pass.
         sequence_length: tokens of a sequence, of the encoder if there is one.
         decoder_length: tokens of the decoder of an encoder-decoder, by default the same.
@@ -231,9 +232,11 @@ def example_inputs(
     """A batch of random tokens without padding, on the model's device; always the same for the same model.
 
     Args:
-        model: that reads token ids. One for multiple choice gets one choice a question, so that rows are sequences.
+        model: that reads token ids, or images. One for multiple choice gets one choice a question, so that rows are
+            sequences.
         batch_size: number of rows.
-        sequence_length: tokens a row, of the encoder if there is one.
+        sequence_length: tokens a row, of the encoder if there is one; of images, which all have the size that the
+            configuration states, the number of tokens that this makes.
         decoder_length: tokens a row of the decoder of an encoder-decoder, by default the same.
 
     Raises:
@@ -247,6 +250,8 @@ def example_inputs(
     ):  # fmt: skip
         if value is not None and value < 1:
             raise ValueError(f"The {name} is {value}; give 1 or more.")
+    if model.main_input_name == "pixel_values":
+        return _example_images(model, batch_size, sequence_length, decoder_length)
     if "input_ids" not in accepted or getattr(config, "vocab_size", None) is None:
         raise ValueError(f"{class_name} does not read token ids; give a model of text.")
     # Bart and T5 make the input of the decoder themselves when they classify or look for answers.
@@ -285,6 +290,38 @@ def example_inputs(
     if "use_cache" in accepted:
         inputs["use_cache"] = False
     return inputs
+
+
+def _pair(size: int | Sequence[int]) -> tuple[int, int]:
+    return (size, size) if isinstance(size, int) else tuple(size)
+
+
+def image_tokens(model: PreTrainedModel) -> int:
+    """Number of tokens that a model like ViT makes of an image: one for each patch, one for the whole.
+
+    Raises:
+        ValueError: if its configuration does not state the sizes of images and patches.
+    """
+    sizes = [getattr(model.config, field, None) for field in ("image_size", "patch_size")]
+    if None in sizes:
+        raise ValueError(f"{type(model).__name__} states no image_size or no patch_size; give a model like ViT.")
+    (height, width), patch = map(_pair, sizes)
+    return (height // patch[0]) * (width // patch[1]) + 1
+
+
+def _example_images(
+    model: PreTrainedModel, batch_size: int, sequence_length: int, decoder_length: int | None
+) -> dict[str, Any]:
+    config, tokens = model.config, image_tokens(model)
+    height, width = _pair(config.image_size)
+    if sequence_length != tokens or decoder_length is not None:
+        raise ValueError(
+            f"A {type(model).__name__} for images of {height} x {width} reads {tokens} tokens, not {sequence_length}; "
+            f"give the sequence_length {tokens} and no decoder_length."
+        )
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(batch_size, config.num_channels, height, width, generator=generator)
+    return {"pixel_values": images.to(model.device, model.dtype)}
 
 
 @contextmanager

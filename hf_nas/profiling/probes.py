@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from transformers import PreTrainedModel
 
-from hf_nas.resize import cut_hidden, own_position_bias, resize
+from hf_nas.resize import cut_hidden, own_position_bias, removed_layers, resize, set_depth
 from hf_nas.structures import ModelStructure, SubLayer, describe
 from hf_nas.subnetwork import NORM_ONLY, Kept, SubNetwork
 
@@ -51,8 +51,8 @@ def own_bias_kinds(structure: ModelStructure, sub_network: SubNetwork) -> set[st
 def shrink(model: PreTrainedModel, sub_network: SubNetwork) -> PreTrainedModel:
     """A model that computes as a sub-network, at the cost of the extracted one, for measurements.
 
-    Unlike [`hf_nas.extract`] it shares the weights that are not cut with the given model, and its configuration is
-    that of the given one: it cannot be saved.
+    Unlike [`hf_nas.extract`] it shares the weights that are not cut with the given model, and the widths in its
+    configuration are those of the given one: it cannot be saved.
 
     Args:
         model: without a super-network attached.
@@ -75,6 +75,8 @@ def shrink(model: PreTrainedModel, sub_network: SubNetwork) -> PreTrainedModel:
     if sub_network.hidden is not None:
         cut_hidden(small, structure, sub_network.hidden)
     resize(small, structure, kept, own_position_bias(structure, kept))
+    # Some models look up there of which type each layer is.
+    set_depth(small.config, structure, removed_layers(structure, kept))
     return small
 
 

@@ -8,6 +8,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from hf_nas.ops import output_size
+from hf_nas.profiling.position_costs import PositionCost, position_cost
 from hf_nas.resize import own_position_bias
 from hf_nas.structures import ModelStructure, SubLayer, describe
 from hf_nas.structures.hidden import residual_stream
@@ -61,6 +62,8 @@ class _SubLayerCost:
     memory: int  # MACs a unit and token that read the encoder output (keys and values of cross-attention)
     attention: int  # MACs a unit and pair of tokens
     position_bias: int  # parameters of a relative position bias a head
+    positions: PositionCost = PositionCost()  # MACs with embeddings of relative positions
+    repeats: int = 1  # times that it runs in a pass
 
     def narrowed(self, width: int, full: int) -> "_SubLayerCost":
         """The same with `width` of `full` hidden dimensions; the projections of each unit read or write them all."""
@@ -124,13 +127,19 @@ def _outside(model: PreTrainedModel, structure: ModelStructure) -> tuple[_Tensor
     dimensions = _hidden_dimensions(model, structure)
     tensors = []
     seen = set(inside)
-    one_vector = any(word in type(model).__name__ for word in ("SequenceClassification", "MultipleChoice"))
+    one_vector = any(
+        word in type(model).__name__ for word in ("SequenceClassification", "MultipleChoice", "ImageClassification")
+    )
     modules = sorted(model.named_modules(), key=lambda item: not isinstance(item[1], nn.Embedding))
     for name, module in modules:
         own = [(n, p) for n, p in module.named_parameters(recurse=False) if id(p) not in seen]
         if isinstance(module, nn.Linear | Conv1D) and not any(id(p) in inside for p in module.parameters(False)):
             macs = "macs_sequence" if one_vector or "pooler" in name else "macs_token"
             tensors.append(_Tensor("", "", module.weight.numel(), macs, dimensions[id(module.weight)]))
+        elif isinstance(module, nn.Conv2d):
+            # The projection of patches makes all tokens but the first one, which stands for the whole image.
+            tensors.append(_Tensor("", "", module.weight.numel(), "macs_token", 0))
+            tensors.append(_Tensor("", "", -module.weight.numel(), "macs_sequence", 0))
         seen.update(id(p) for _, p in own)
         in_embeddings = isinstance(module, nn.Embedding) or "embed" in name or name.endswith(("wte", "wpe", "shared"))
         for parameter_name, parameter in own:
@@ -179,13 +188,16 @@ def _sub_layer_cost(model: PreTrainedModel, sub_layer: SubLayer) -> _SubLayerCos
             for p in sub_layer.module(base, path).parameters()
         )  # fmt: skip
     from_memory = sum(weights[1:]) if layout.kind == "cross_attention" else 0
+    positions = position_cost(core, layout, weights)
     return _SubLayerCost(
         per_unit=_Cost(weight=sum(weights) + reader_weight, bias=biases),
         fixed=_Cost(bias=reader_bias, norm=norms + head_norms),
-        inputs=sum(weights) + reader_weight - from_memory,
+        inputs=sum(weights) + reader_weight - from_memory - positions.apart,
         memory=from_memory,
         attention=2 * sub_layer.features if layout.is_attention else 0,
         position_bias=model.config.relative_attention_num_buckets if layout.position_bias else 0,
+        positions=positions,
+        repeats=sub_layer.repeats,
     )
 
 
@@ -255,7 +267,8 @@ class SizeTable:
 
         Args:
             sub_network: of the model this table was built from.
-            sequence_length: number of tokens, of the encoder if there is one.
+            sequence_length: number of tokens, of the encoder if there is one; of an image, its patches and the first
+                token, which stands for all of it.
             decoder_length: number of tokens of the decoder of an encoder-decoder, by default the same.
         """
         lengths = {"encoder": sequence_length, "decoder": sequence_length}
@@ -270,5 +283,6 @@ class SizeTable:
                 continue
             length = lengths.get(sub_layer.stack, sequence_length)
             keys = sequence_length if sub_layer.kind == "cross_attention" else length
-            total += count * (length * cost.inputs + keys * cost.memory + length * keys * cost.attention)
+            unit = length * cost.inputs + keys * cost.memory + length * keys * cost.attention
+            total += count * cost.repeats * (unit + length * cost.positions.token + cost.positions.once)
         return total

@@ -11,6 +11,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from hf_nas.ops import output_size
+from hf_nas.profiling.position_costs import position_cost
 from hf_nas.structures import ModelStructure, SubLayer, describe
 from hf_nas.subnetwork import NORM_ONLY, SubNetwork, kept_ids
 
@@ -185,10 +186,13 @@ def mac_costs(model: PreTrainedModel, sequence_length: int, decoder_length: int 
         # Keys and values of a cross-attention read the encoder's tokens, everything else the sub-layer's own.
         own, memory = ([*writers[:1], reader], writers[1:]) if keys != length else ([*writers, reader], [])
         projections = length * sum(m.weight.numel() for m in own) + keys * sum(m.weight.numel() for m in memory)
+        core = sub_layer.module(base, sub_layer.layout.core) if sub_layer.layout.is_attention else None
+        positions = position_cost(core, sub_layer.layout, [m.weight.numel() // sub_layer.units for m in writers])
+        scores = length * (2 * sub_layer.features * keys + positions.token) if core is not None else 0
+        per_unit = projections / sub_layer.units - length * positions.apart + positions.once
         costs.append(
             SubLayerCosts(
-                unit=2 * sub_layer.features * length * keys if sub_layer.layout.is_attention else 0,
-                unit_per_dimension=projections / sub_layer.units / dimensions,
+                unit=sub_layer.repeats * scores, unit_per_dimension=sub_layer.repeats * per_unit / dimensions
             )
         )
     return _costs(structure, costs, dimensions)

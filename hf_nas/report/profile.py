@@ -7,7 +7,7 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from hf_nas.profiling import Latency, Parts, SizeTable, measure_latencies
+from hf_nas.profiling import Latency, Parts, SizeTable, image_tokens, measure_latencies
 from hf_nas.report.machine import processor_name
 from hf_nas.subnetwork import SubNetwork
 
@@ -31,7 +31,9 @@ _KEPT_POSITIONS = 2
 
 
 def usual_length(model: PreTrainedModel) -> int:
-    """The number of tokens at which publications measure, 128, or what the model can read if that is less."""
+    """The number of tokens at which publications measure, 128, or what the model can read if that is less or fixed."""
+    if model.main_input_name == "pixel_values":
+        return image_tokens(model)
     positions = getattr(model.config, "max_position_embeddings", None)
     return _USUAL_LENGTH if positions is None else max(1, min(_USUAL_LENGTH, positions - _KEPT_POSITIONS))
 

@@ -3,15 +3,8 @@
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from hf_nas.structures import decoders, encoders, seq2seq
-from hf_nas.structures.base import (
-    NORM_ONLY,
-    Family,
-    ModelStructure,
-    StackLayout,
-    SubLayer,
-    SubLayerLayout,
-    describe_with,
-)
+from hf_nas.structures.base import NORM_ONLY, ModelStructure, SubLayer, describe_with
+from hf_nas.structures.layouts import Family, StackLayout, SubLayerLayout
 
 
 __all__ = [
@@ -53,8 +46,6 @@ def family_of(config: PreTrainedConfig) -> Family:
     Raises:
         ValueError: if its `model_type` is not known.
     """
-    if config.model_type == "t5" and config.is_gated_act:
-        return seq2seq.GATED_T5
     try:
         return _FAMILIES[config.model_type]
     except KeyError:
@@ -68,12 +59,27 @@ def describe(model: PreTrainedModel) -> ModelStructure:
     """Describe all units of a model (on any device, the meta device included).
 
     Raises:
-        ValueError: if its family is not known, or if it has cross-attention outside an encoder-decoder.
+        ValueError: if its family or this form of it is not known, its layers are not where the family has them, or it
+            has cross-attention outside an encoder-decoder.
     """
     config = model.config
+    family = family_of(config)
+    for field, value in family.requires:
+        if (found := getattr(config, field, None)) != value:
+            raise ValueError(
+                f"This {config.model_type} model has {field}={found}, but hf-nas knows this family "
+                f"only with {field}={value}; use such a model."
+            )
     if getattr(config, "add_cross_attention", False) and not config.is_encoder_decoder:
         raise ValueError(
             f"{type(model).__name__} has config.add_cross_attention=True, which hf-nas knows only in "
             "encoder-decoder families; set it to False or use an encoder-decoder model."
         )
-    return describe_with(family_of(config), model)
+    structure = describe_with(family, model)
+    if not structure.sub_layers:
+        raise ValueError(
+            f"{type(model).__name__} has no layers at {' or '.join(repr(stack.path) for stack in family.stacks)}, "
+            f"where hf-nas looks for those of {config.model_type} models; give a whole model, built by a version of "
+            "transformers that hf-nas supports."
+        )
+    return structure

@@ -1,6 +1,12 @@
 """Layouts of decoder families. Under grouped-query attention the unit is a key-value head with its query heads."""
 
-from hf_nas.structures.base import Family, StackLayout, SubLayerLayout
+from dataclasses import replace
+
+from hf_nas.structures.layouts import Family, StackLayout, SubLayerLayout
+
+
+def _decoder(model_type: str, *sub_layers: SubLayerLayout) -> Family:
+    return Family(model_type, (StackLayout("decoder", "layers", "num_hidden_layers", sub_layers),))
 
 
 def _llama_like(model_type: str) -> Family:
@@ -23,7 +29,37 @@ def _llama_like(model_type: str) -> Family:
         bypass=(("mlp", "zeros"), ("post_attention_layernorm", "identity")),
         sizes=("intermediate_size",),
     )
-    return Family(model_type, (StackLayout("decoder", "layers", "num_hidden_layers", (attention, feed_forward)),))
+    return _decoder(model_type, attention, feed_forward)
+
+
+def _sandwiched(layout: SubLayerLayout, before: str, after: str) -> SubLayerLayout:
+    """The same between two normalisations, of which the second one makes zeros of zeros."""
+    identities = ((before, "identity"), (after, "identity"))
+    return replace(layout, norms=(before, after), bypass=(layout.bypass[0], *identities))
+
+
+def _gemma_like(model_type: str) -> Family:
+    attention, feed_forward = _llama_like("llama").stacks[0].sub_layers
+    return _decoder(
+        model_type,
+        _sandwiched(attention, "input_layernorm", "post_attention_layernorm"),
+        _sandwiched(feed_forward, "pre_feedforward_layernorm", "post_feedforward_layernorm"),
+    )
+
+
+def _phi3() -> Family:
+    attention, feed_forward = _llama_like("llama").stacks[0].sub_layers
+    return _decoder(
+        "phi3",
+        replace(
+            attention,
+            writers=("self_attn.qkv_proj",),
+            fused=3,
+            attributes=("num_key_value_heads",),
+            config_attributes=("num_attention_heads",),
+        ),
+        replace(feed_forward, writers=("mlp.gate_up_proj",), fused=2),
+    )
 
 
 def _gpt2() -> Family:
@@ -50,4 +86,13 @@ def _gpt2() -> Family:
     return Family("gpt2", (StackLayout("decoder", "h", "n_layer", (attention, feed_forward)),))
 
 
-FAMILIES = (_llama_like("llama"), _llama_like("mistral"), _llama_like("qwen2"), _llama_like("qwen3"), _gpt2())
+FAMILIES = (
+    _llama_like("llama"),
+    _llama_like("mistral"),
+    _llama_like("qwen2"),
+    _llama_like("qwen3"),
+    _gemma_like("gemma2"),
+    _gemma_like("gemma3_text"),
+    _phi3(),
+    _gpt2(),
+)

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from hf_nas.structures.base import Family, HeadLayout, HiddenLayout, StackLayout, SubLayerLayout
+from hf_nas.structures.layouts import Family, HeadLayout, HiddenLayout, StackLayout, SubLayerLayout
 
 
 def _bert_hidden(
@@ -100,15 +100,130 @@ def _mpnet() -> Family:
     return Family("mpnet", (replace(bert, sub_layers=(attention, bert.sub_layers[1])),))
 
 
+def _deberta() -> Family:
+    (bert,) = _bert_like("bert").stacks
+    attention, feed_forward = bert.sub_layers
+    disentangled = replace(
+        attention,
+        writers=("attention.self.query_proj", "attention.self.key_proj", "attention.self.value_proj"),
+        # Without share_att_key positions have projections of their own.
+        optional_writers=("attention.self.pos_key_proj", "attention.self.pos_query_proj"),
+        disentangled=True,
+    )
+    # The convolution that some models have reads what enters and leaves the first layer.
+    return Family("deberta-v2", (replace(bert, sub_layers=(disentangled, feed_forward), pinned_by="encoder.conv"),))
+
+
+def _albert() -> Family:
+    attention = SubLayerLayout(
+        kind="attention",
+        writers=("attention.query", "attention.key", "attention.value"),
+        reader="attention.dense",
+        norms=("attention.LayerNorm",),
+        bypass=(("attention", "attention_identity"),),
+        # What is left of the module still adds the residual and normalises.
+        norm_only=(
+            ("attention.query", "identity"),
+            ("attention.key", "identity"),
+            ("attention.value", "identity"),
+            ("attention.dense", "zeros"),
+        ),
+        sizes=("num_attention_heads",),
+        core="attention",
+        head_size="attention_head_size",
+        attributes=("num_attention_heads", "all_head_size"),
+    )
+    feed_forward = SubLayerLayout(
+        kind="feed_forward",
+        writers=("ffn",),
+        reader="ffn_output",
+        norms=("full_layer_layer_norm",),
+        bypass=(("ffn", "identity"), ("ffn_output", "zeros"), ("full_layer_layer_norm", "identity")),
+        norm_only=(("ffn", "identity"), ("ffn_output", "zeros")),
+        sizes=("intermediate_size",),
+    )
+    shared = StackLayout(
+        name="encoder",
+        path="encoder.albert_layer_groups.0.albert_layers",
+        depth="inner_group_num",
+        sub_layers=(attention, feed_forward),
+        repeats="num_hidden_layers",
+    )
+    return Family("albert", (shared,), requires=(("num_hidden_groups", 1), ("inner_group_num", 1)))
+
+
+def _modernbert() -> Family:
+    attention = SubLayerLayout(
+        kind="attention",
+        writers=("attn.Wqkv",),
+        reader="attn.Wo",
+        norms=("attn_norm",),
+        bypass=(("attn", "attention_zeros"), ("attn_norm", "identity")),
+        sizes=("num_attention_heads",),
+        core="attn",
+        head_size="head_dim",
+        # Stated, the rotary embedding does not read the number of heads, which differs from layer to layer.
+        head_size_field="head_dim",
+        fused=3,
+    )
+    feed_forward = SubLayerLayout(
+        kind="feed_forward",
+        writers=("mlp.Wi",),
+        reader="mlp.Wo",
+        norms=("mlp_norm",),
+        bypass=(("mlp", "zeros"), ("mlp_norm", "identity")),
+        sizes=("intermediate_size",),
+        fused=2,
+    )
+    # The first layer of the list never has a norm before its attention, whichever layer that is.
+    stack = StackLayout("encoder", "layers", "num_hidden_layers", (attention, feed_forward), pinned_by="layers.0")
+    return Family("modernbert", (stack,))
+
+
+def _vit() -> Family:
+    attention = SubLayerLayout(
+        kind="attention",
+        writers=("attention.q_proj", "attention.k_proj", "attention.v_proj"),
+        reader="attention.o_proj",
+        norms=("layernorm_before",),
+        bypass=(("attention", "attention_zeros"), ("layernorm_before", "identity")),
+        sizes=("num_attention_heads",),
+        core="attention",
+        head_size="head_dim",
+        head_size_field="head_dim",
+        attributes=("num_attention_heads",),
+    )
+    feed_forward = SubLayerLayout(
+        kind="feed_forward",
+        writers=("mlp.fc1",),
+        reader="mlp.fc2",
+        norms=("layernorm_after",),
+        bypass=(("mlp", "zeros"), ("layernorm_after", "identity")),
+        sizes=("intermediate_size",),
+    )
+    return Family("vit", (StackLayout("encoder", "layers", "num_hidden_layers", (attention, feed_forward)),))
+
+
 _BERT_HIDDEN = _bert_hidden(
     "Bert", (), "cls.predictions.transform.dense", "cls.predictions.transform.LayerNorm", ("MaskedLM", "PreTraining")
 )
-_ROBERTA_HIDDEN = _bert_hidden("Roberta", ("classifier.dense",), "lm_head.dense", "lm_head.layer_norm", ("MaskedLM",))
+
+
+def _roberta_like(model_type: str, prefix: str) -> Family:
+    hidden = _bert_hidden(prefix, ("classifier.dense",), "lm_head.dense", "lm_head.layer_norm", ("MaskedLM",))
+    return _bert_like(model_type, hidden)
+
 
 FAMILIES = (
     _bert_like("bert", _BERT_HIDDEN),
-    _bert_like("roberta", _ROBERTA_HIDDEN),
+    _roberta_like("roberta", "Roberta"),
+    _roberta_like("xlm-roberta", "XLMRoberta"),
+    _roberta_like("camembert", "Camembert"),
     _bert_like("electra"),
     _distilbert(),
     _mpnet(),
+    _deberta(),
+    _albert(),
+    _modernbert(),
+    _vit(),
 )

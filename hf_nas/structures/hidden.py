@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from torch import nn
 from transformers import PreTrainedModel
 
-from hf_nas.structures.base import ModelStructure, find_module, head_layout
+from hf_nas.structures.base import ModelStructure, head_layout
+from hf_nas.structures.layouts import find_module
 
 
 @dataclass(frozen=True, eq=False)

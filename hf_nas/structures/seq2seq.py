@@ -1,6 +1,8 @@
 """Layouts of encoder-decoder families. Cross-attention is a sub-layer of its own."""
 
-from hf_nas.structures.base import Family, StackLayout, SubLayerLayout
+from dataclasses import replace
+
+from hf_nas.structures.layouts import Family, StackLayout, SubLayerLayout
 
 
 def _bart_attention(kind: str, module: str, heads: str) -> SubLayerLayout:
@@ -66,11 +68,13 @@ def _t5_attention(kind: str, sub_layer: str, module: str) -> SubLayerLayout:
     )
 
 
-def _t5_feed_forward(sub_layer: str, writers: tuple[str, ...]) -> SubLayerLayout:
+def _t5_feed_forward(sub_layer: str) -> SubLayerLayout:
     module = f"{sub_layer}.DenseReluDense"
     return SubLayerLayout(
         kind="feed_forward",
-        writers=tuple(f"{module}.{writer}" for writer in writers),
+        writers=(),
+        # T5 v1.1 and Flan-T5 have a gated network under the same model type.
+        optional_writers=(f"{module}.wi", f"{module}.wi_0", f"{module}.wi_1"),
         reader=f"{module}.wo",
         norms=(f"{sub_layer}.layer_norm",),
         bypass=((module, "zeros"), (f"{sub_layer}.layer_norm", "identity")),
@@ -78,12 +82,12 @@ def _t5_feed_forward(sub_layer: str, writers: tuple[str, ...]) -> SubLayerLayout
     )
 
 
-def _t5(writers: tuple[str, ...]) -> Family:
-    encoder = (_t5_attention("attention", "layer.0", "SelfAttention"), _t5_feed_forward("layer.1", writers))
+def _t5() -> Family:
+    encoder = (_t5_attention("attention", "layer.0", "SelfAttention"), _t5_feed_forward("layer.1"))
     decoder = (
         _t5_attention("attention", "layer.0", "SelfAttention"),
         _t5_attention("cross_attention", "layer.1", "EncDecAttention"),
-        _t5_feed_forward("layer.2", writers),
+        _t5_feed_forward("layer.2"),
     )
     return Family(
         "t5",
@@ -95,6 +99,13 @@ def _t5(writers: tuple[str, ...]) -> Family:
     )
 
 
-FAMILIES = (_bart_like("bart"), _bart_like("marian"), _t5(("wi",)))
-# T5 v1.1 and Flan-T5 share the model type but have a gated feed-forward network.
-GATED_T5 = _t5(("wi_0", "wi_1"))
+def _mbart() -> Family:
+    """Bart with the normalisations before the sub-layers, where none stays without the rest."""
+    stacks = [
+        replace(stack, sub_layers=tuple(replace(layout, norm_only=()) for layout in stack.sub_layers))
+        for stack in _bart_like("bart").stacks
+    ]
+    return Family("mbart", tuple(stacks))
+
+
+FAMILIES = (_bart_like("bart"), _mbart(), _bart_like("marian"), _t5())

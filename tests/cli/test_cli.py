@@ -293,6 +293,13 @@ def test_describe_a_model_that_was_extracted(files, folder, tmp_path, capsys) ->
     refused(capsys, "nncf.json", "space", "describe", files / "nncf.json", "--model_name_or_path", tmp_path / "b")
 
 
+def test_families(capsys) -> None:
+    assert main(["families"]) == 0
+    table = capsys.readouterr().out
+    assert "| `bert` | encoder | heads | plain |" in table
+    assert all(f"\n| `{zoo.build(name).config.model_type}`" in table for name in zoo.FAMILIES)
+
+
 def test_the_entry_point() -> None:
     text = (Path(__file__).parents[2] / "pyproject.toml").read_text(encoding="utf-8")
     assert '[project.scripts]\nhf-nas = "hf_nas.cli:main"\n' in text

@@ -295,6 +295,10 @@ def test_the_dense_model_comes_back_from_the_record(name, case) -> None:
     model = zoo.build(name)
     sub_network = zoo.corner_cases(model)[case]
     small = extract(model, sub_network)
+    if name.startswith("gemma") and case == "first layer gone":
+        with pytest.raises(ValueError, match="does not tell which types the removed layers had.*give it by --dense"):
+            build_dense(small, sub_network, "small")
+        return
     state = torch.random.get_rng_state()
     dense = build_dense(small, sub_network, "small")
     shapes = {key: tensor.shape for key, tensor in model.state_dict().items()}

@@ -67,9 +67,8 @@ def test_removed_units_get_exactly_no_gradient_and_kept_ones_that_of_the_oracle(
             reference = sub_layer.module(oracle.base_model, path)
             rows = writer.weight.grad.T if isinstance(writer, Conv1D) else writer.weight.grad
             wanted = reference.weight.grad.T if isinstance(writer, Conv1D) else reference.weight.grad
-            features = rows.shape[0] // (layout.fused * sub_layer.units)
             kept_rows = torch.zeros(rows.shape[0], dtype=torch.bool)
-            kept_rows[unit_features(units, features, sub_layer.units, layout.fused)] = True
+            kept_rows[unit_features(units, sub_layer.blocks(rows.shape[0]), sub_layer.units)] = True
             assert rows[~kept_rows].abs().max() == 0
             assert torch.allclose(rows, wanted)
     references = dict(oracle.named_parameters())

@@ -138,7 +138,9 @@ def test_macs_are_those_of_the_size_table(name: str) -> None:
         assert costs.cost(sub_network) == pytest.approx(table.macs(sub_network, 9, 7) - outside), case
 
 
-@pytest.mark.parametrize("name", [name for name in zoo.MODELS if name not in ("mpnet", "qwen3", "t5", "t5-gated")])
+@pytest.mark.parametrize(
+    "name", [name for name in zoo.MODELS if name not in ("mpnet", "qwen3", "gemma3_text", "t5", "t5-gated")]
+)
 def test_parameters_are_those_of_the_size_table(name: str) -> None:
     """Beside relative position biases and the norms of single heads, which belong to no unit."""
     model = zoo.build(name)

@@ -74,14 +74,15 @@ def pair(super_network, max_bytes: int = 2**30, **options):
     return predict(cached), predict(plain), cached
 
 
-@pytest.mark.parametrize("name", zoo.MODELS)
+@pytest.mark.parametrize("name", [name for name in zoo.MODELS if name != "vit"])  # which reads no tokens
 def test_predictions_are_bit_equal_over_neighbours(name):
     super_network = SuperNetwork(zoo.build(name))
     cached, plain, evaluator = pair(super_network)
     for sub_network in neighbours(super_network.model, 12)[::2]:
         np.testing.assert_array_equal(cached(sub_network), plain(sub_network))
     reused, computed = evaluator.reused_layers
-    assert reused > 0.1 * computed
+    # The layers of ALBERT are one, which runs several times in a pass.
+    assert reused == 0 if name == "albert" else reused > 0.1 * computed
 
 
 @pytest.mark.parametrize("name", ["bert", "t5", "llama", "gpt2", "bart"])

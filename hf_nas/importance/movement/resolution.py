@@ -12,6 +12,7 @@ from torch import nn
 from hf_nas.files import write_text
 from hf_nas.graph_names import graph_name
 from hf_nas.importance.movement.masking import Masks
+from hf_nas.ops import by_unit
 from hf_nas.structures import ModelStructure, SubLayer
 
 
@@ -54,8 +55,7 @@ class Group:
 
         Under grouped-query attention the rows of all query heads of a group belong to its unit.
         """
-        fused, units = self.sub_layer.layout.fused, self.sub_layer.units
-        return rows.view(fused, units, -1).transpose(0, 1).reshape(units, -1)
+        return by_unit(rows, self.sub_layer.blocks(len(rows)), self.sub_layer.units)
 
     def by_reader_unit(self, columns: torch.Tensor) -> torch.Tensor:
         """Values of the columns of the reader, `(columns,)`, by unit: `(units, columns of one unit)`."""
@@ -63,8 +63,7 @@ class Group:
 
     def writer_rows(self, units: torch.Tensor, rows: int) -> torch.Tensor:
         """Values of units, `(units,)`, repeated for the rows of a writer, `(rows,)`."""
-        fused = self.sub_layer.layout.fused
-        return units.repeat_interleave(rows // (fused * len(units))).repeat(fused)
+        return torch.cat([units.repeat_interleave(size) for size in self.sub_layer.blocks(rows)])
 
 
 def _prefix(paths: Iterable[str], structure: ModelStructure) -> str:

@@ -105,8 +105,10 @@ def test_the_frozen_model_computes_as_its_sub_network(name: str, masked: bool) -
             units = torch.randperm(sub_layer.units, generator=generator)[:count].sort().values
             member = group.members[count % len(group.members)]
             scores = model.get_submodule(member).weight_importance
+            rows = len(model.get_submodule(member).weight)
+            last_block = sub_layer.units * sum(sub_layer.blocks(rows)[:-1]) * len(scores) // rows  # of a fused writer
             by_unit = (scores[0].view(sub_layer.units, -1) if member == group.reader
-                       else scores[:, 0].view(sub_layer.units, -1))  # fmt: skip
+                       else scores[last_block:, 0].view(sub_layer.units, -1))  # fmt: skip
             by_unit[units, -1] = 1.0
             # With nothing kept the bias of the output goes too.
             nothing = None if sub_layer.layout.is_attention and not sub_layer.layout.norm_only else NORM_ONLY
