@@ -5,7 +5,19 @@ import logging
 import sys
 from collections.abc import Sequence
 
-from hf_nas.cli import compare, convert_cofi, evaluate, extract, front, generate, profile, report, search, space
+from hf_nas.cli import (
+    compare,
+    convert_cofi,
+    evaluate,
+    extract,
+    families,
+    front,
+    generate,
+    profile,
+    report,
+    search,
+    space,
+)
 from hf_nas.search import SearchFailed
 
 
@@ -58,6 +70,7 @@ def _parser() -> argparse.ArgumentParser:
     compare.add_parser(commands)
     convert_cofi.add_parser(commands)
     extract.add_parser(commands)
+    families.add_parser(commands)
     evaluate.add_parser(commands)
     profile.add_parser(commands)
     report.add_parser(commands)
