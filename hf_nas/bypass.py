@@ -113,6 +113,18 @@ class Bypass(nn.Module):
             module = getattr(module, parent)
         module.register_buffer(leaf, torch.empty(shape, dtype=dtype, device=device))
 
+    def named_modules(self, memo: set | None = None, prefix: str = "", remove_duplicate: bool = True):
+        """Only this module: what seeks layers by name, as PEFT does, must not find those that are gone."""
+        memo = set() if memo is None else memo
+        if self not in memo:
+            if remove_duplicate:
+                memo.add(self)
+            yield prefix, self
+
+    def named_children(self):
+        """None, for the same reason; the empty tensors are reached by their names, as in a state dict."""
+        return iter(())
+
     def forward(self, *args, **kwargs):
         return BYPASSES[self.kind](args, kwargs, self.layer_idx)
 

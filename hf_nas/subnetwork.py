@@ -79,6 +79,34 @@ def _canonical_hidden(structure: ModelStructure, hidden: int | Iterable[int] | N
     return None if len(ids) == size else ids
 
 
+def _check_fields(data: Mapping[str, Any]) -> None:
+    """Refuse a record with values that no sub-network of any model has."""
+    units, kept, hidden = data.get("units"), data.get("kept"), data.get("hidden")
+    if not isinstance(units, dict) or not isinstance(kept, dict) or list(units) != list(kept) or not units:
+        raise ValueError("The 'units' and 'kept' of a sub-network must have the same sub-layers as entries.")
+    if not isinstance(data.get("model_type"), str):
+        raise ValueError(f"The 'model_type' of a sub-network is {data.get('model_type')!r}; it must be a name.")
+    for name, choice in kept.items():
+        if len(parts := name.rsplit(".", 2)) < 3 or not parts[1].isdecimal() or not _are_ids([units[name]]):
+            raise ValueError(f"A sub-network has {units[name]!r} units of {name!r}, as no sub-layer of a model.")
+        if choice is None or choice == NORM_ONLY:
+            continue
+        fits = _are_ids(choice, units[name]) if isinstance(choice, list) else _are_ids([choice], units[name] + 1)
+        if not fits:
+            raise ValueError(
+                f"A sub-network keeps {str(choice)[:60]} of {name!r}, which has {units[name]} units; give a number of "
+                "them, or ids from 0 in rising order."
+            )
+    if hidden is not None and not (isinstance(hidden, list) and hidden and _are_ids(hidden)):
+        raise ValueError(f"A sub-network keeps the hidden dimensions {str(hidden)[:60]}, which are not ids in order.")
+
+
+def _are_ids(ids: list[Any], units: int | None = None) -> bool:
+    """Whether these are ids of units, in order and each once."""
+    in_order = all(type(unit) is int and unit >= 0 for unit in ids) and all(a < b for a, b in zip(ids, ids[1:]))
+    return in_order and (units is None or not ids or ids[-1] < units)
+
+
 @dataclass(frozen=True)
 class SubNetwork:
     """A choice of units: one entry for each sub-layer of a model's structure, and its hidden dimensions.
@@ -198,9 +226,8 @@ class SubNetwork:
         if not isinstance(data, Mapping) or data.get("format") != _FORMAT:
             found = data.get("format") if isinstance(data, Mapping) else type(data).__name__
             raise ValueError(f"Not a sub-network: its 'format' is {found!r}, not {_FORMAT!r}.")
+        _check_fields(data)
         units, kept, hidden = data["units"], data["kept"], data.get("hidden")
-        if hidden is not None and not (isinstance(hidden, list) and all(type(unit) is int for unit in hidden)):
-            raise ValueError(f"The 'hidden' of a sub-network is {hidden!r}; it must be a list of ids or be left out.")
         read = cls(
             model_type=data["model_type"],
             names=tuple(kept),
@@ -219,7 +246,16 @@ class SubNetwork:
 
     @classmethod
     def load(cls, path: str | Path, structure: ModelStructure | None = None) -> "SubNetwork":
-        """Read a JSON file, or the one in a folder of an extracted model."""
+        """Read a JSON file, or the one in a folder of an extracted model.
+
+        Raises:
+            OSError: if there is no such file.
+            ValueError: if it is no sub-network or belongs to another model.
+        """
         path = Path(path)
         path = path / FILE_NAME if path.is_dir() else path
-        return cls.from_dict(json.loads(path.read_text(encoding="utf-8")), structure)
+        try:
+            data = json.loads(path.read_text(encoding="utf-8"))
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"'{path}' cannot be read as JSON ({error}); give an intact file.") from error
+        return cls.from_dict(data, structure)

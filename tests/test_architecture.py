@@ -11,7 +11,8 @@ ROOT = Path(__file__).parent.parent
 LEVELS = (
     "version", "ops", "files", "graph_names", "bypass",
     "structures", "subnetwork", "resize", "profiling", "gates", "importance", "space", "distillation",
-    "elastic", "nncf_config", "search", "extraction", "report", "hf_nas", "cli", "trainer_plugins", "examples",
+    "elastic", "nncf_config", "search", "extraction", "export", "report", "hf_nas", "cli", "trainer_plugins",
+    "examples",
 )  # fmt: skip
 
 

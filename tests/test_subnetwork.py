@@ -100,7 +100,7 @@ def test_hidden_dimensions_that_a_model_does_not_have_are_refused(structure, hid
 
 def test_hidden_dimensions_in_a_file_are_checked(structure) -> None:
     data = SubNetwork.full(structure).to_dict()
-    with pytest.raises(ValueError, match="The 'hidden' of a sub-network is 5; it must be a list of ids"):
+    with pytest.raises(ValueError, match="keeps the hidden dimensions 5, which are not ids in order"):
         SubNetwork.from_dict({**data, "hidden": 5})
     wide = SubNetwork.from_dict({**data, "hidden": [0, 40]})
     with pytest.raises(ValueError, match=r"is to keep \[0, 40\]"):
@@ -137,3 +137,35 @@ def test_files_that_are_no_sub_network_are_refused(structure, tmp_path) -> None:
     SubNetwork.full(describe(zoo.build("roberta"))).save(tmp_path / "b.json")
     with pytest.raises(ValueError, match="belongs to a roberta model"):
         SubNetwork.load(tmp_path / "b.json", structure)
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"kept": 3}, "must have the same sub-layers as entries"),
+        ({"units": {}}, "must have the same sub-layers as entries"),
+        ({"model_type": None}, "'model_type' of a sub-network is None"),
+        ({"units": {"0": 4}, "kept": {"0": 2}}, "has 4 units of '0', as no sub-layer"),
+        ({"kept": {"encoder.0.attention": 5}}, "keeps 5 of 'encoder.0.attention', which has 4 units"),
+        ({"kept": {"encoder.0.attention": [2, 1]}}, "in rising order"),
+        ({"kept": {"encoder.0.attention": True}}, "keeps True of"),
+        ({"kept": {"encoder.0.attention": {"a": 1}}}, "keeps {'a': 1} of"),
+        ({"hidden": [1, 1]}, "hidden dimensions .1, 1., which are not ids in order"),
+    ],
+)
+def test_files_with_values_that_no_sub_network_has_are_refused(change, message: str, tmp_path) -> None:
+    record = {
+        "format": "hf_nas.sub_network/1",
+        "model_type": "bert",
+        "units": {"encoder.0.attention": 4},
+        "kept": {"encoder.0.attention": 2},
+    }
+    path = tmp_path / "sub_network.json"
+    path.write_text(json.dumps(record))
+    assert SubNetwork.load(path)["encoder.0.attention"] == 2
+    path.write_text(json.dumps(record | change))
+    with pytest.raises(ValueError, match=message):
+        SubNetwork.load(path)
+    path.write_text(json.dumps(record)[:-5])
+    with pytest.raises(ValueError, match="cannot be read as JSON"):
+        SubNetwork.load(path)

@@ -9,11 +9,13 @@ from hf_nas.cli import (
     compare,
     convert_cofi,
     evaluate,
+    export,
     extract,
     families,
     front,
     generate,
     profile,
+    quantize,
     report,
     search,
     space,
@@ -74,4 +76,6 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_parser(commands)
     profile.add_parser(commands)
     report.add_parser(commands)
+    export.add_parser(commands)
+    quantize.add_parser(commands)
     return parser

@@ -12,13 +12,13 @@ from transformers import AutoModel, PreTrainedModel
 from transformers.models.auto import modeling_auto
 
 from hf_nas import bypass, ops, resize
-from hf_nas.extraction import sizes
+from hf_nas.extraction import sizes, stated
 from hf_nas.extraction.sizes import MODULE_NAME
 from hf_nas.structures import Family, base, hidden, layouts
 from hf_nas.version import __version__
 
 
-_MODULES: tuple[ModuleType, ...] = (ops, bypass, layouts, base, hidden, resize, sizes)
+_MODULES: tuple[ModuleType, ...] = (ops, bypass, layouts, base, hidden, resize, stated, sizes)
 
 _HEADER = '''# Copyright 2026 The hf-nas Authors. Licensed under the Apache License, Version 2.0.
 """Builds this model with the uneven layers that its configuration states.
@@ -38,6 +38,13 @@ class {name}(transformers.{name}):
         hide_sizes(config, self)
         super().__init__(config, *args, **kwargs)
         build_sizes(self, FAMILY)
+
+    @classmethod
+    def from_pretrained(cls, *args, **kwargs):
+        wanted = kwargs.pop("output_loading_info", False)
+        model, loading_info = super().from_pretrained(*args, output_loading_info=True, **kwargs)
+        refuse_lost_weights(model, loading_info)
+        return (model, loading_info) if wanted else model
 '''
 
 

@@ -9,6 +9,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_nas.extraction.remote_code import auto_map, remote_code
 from hf_nas.extraction.sizes import HIDDEN_FIELD, MODULE_NAME, STACKS_FIELD
+from hf_nas.extraction.verification import HASH_FIELD, file_hash
 from hf_nas.files import write_json, write_text
 from hf_nas.structures import family_of
 from hf_nas.subnetwork import FILE_NAME, SubNetwork
@@ -50,6 +51,7 @@ def save_extracted(
             write_text(stage / f"{MODULE_NAME}.py", remote_code(model, family_of(model.config)))
             config = json.loads((stage / "config.json").read_text(encoding="utf-8"))
             config["auto_map"] = auto_map(model)
+            config[HASH_FIELD] = file_hash(stage / f"{MODULE_NAME}.py")
             write_json(stage / "config.json", config)
         for path in sorted(stage.iterdir(), key=lambda path: path.name == "config.json"):
             os.replace(path, folder / path.name)

@@ -16,9 +16,18 @@ from typing import Any
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.integrations.heterogeneity.configuration_utils import AmbiguousGlobalPerLayerAttributeError
 
+from hf_nas.extraction.stated import (
+    NORM_ONLY_FIELD,
+    SKIP_NAMES,
+    check_layers,
+    check_stacks,
+    field_names,
+    field_values,
+    is_count,
+)
 from hf_nas.resize import cut_hidden, cut_position_bias, removed_layers, resize, set_depth
 from hf_nas.structures.base import NORM_ONLY, ModelStructure, SubLayer, describe_with
-from hf_nas.structures.layouts import Family, StackLayout, SubLayerLayout
+from hf_nas.structures.layouts import Family, StackLayout
 
 
 MODULE_NAME = "modeling_hf_nas"
@@ -28,8 +37,6 @@ TABLE_FIELD = "hf_nas_position_bias_heads"
 # Number of hidden dimensions, where that is not the one in the stock field.
 HIDDEN_FIELD = "hf_nas_hidden_size"
 _PENDING = "_hf_nas_pending_sizes"
-_NORM_ONLY_FIELD = "hf_nas_norm_only"
-_SKIP_NAMES = {"attention": "attention", "feed_forward": "mlp", "cross_attention": "cross_attention"}
 
 
 def _count(kept: Any) -> int:
@@ -38,29 +45,18 @@ def _count(kept: Any) -> int:
     return kept if isinstance(kept, int) else len(kept)
 
 
-def _field_names(layout: SubLayerLayout) -> list[str]:
-    prefix = "cross_attention_" if layout.kind == "cross_attention" else ""
-    return [prefix + field for field in layout.sizes]
-
-
-def _field_values(config: PreTrainedConfig, layout: SubLayerLayout, units: int) -> list[int]:
-    """Values of the layout's size fields for so many units: the others keep their ratio to the first."""
-    values = [config._getattr_without_heterogeneous_validation(field) for field in layout.sizes]
-    return [units if value is None or i == 0 else value // values[0] * units for i, value in enumerate(values)]
-
-
 def _layer_entry(config: PreTrainedConfig, sub_layers: list[SubLayer], kept: Mapping[str, Any]) -> dict[str, Any]:
     entry: dict[str, Any] = {}
     for sub_layer in sub_layers:
         choice = kept[sub_layer.name]
         # A size of 0 stands beside each skip, so that a reader who ignores `skip` meets a contradiction.
         entry.update(
-            zip(_field_names(sub_layer.layout), _field_values(config, sub_layer.layout, _count(choice)), strict=True)
+            zip(field_names(sub_layer.layout), field_values(config, sub_layer.layout, _count(choice)), strict=True)
         )
         if choice is None:
-            entry.setdefault("skip", []).append(_SKIP_NAMES[sub_layer.kind])
+            entry.setdefault("skip", []).append(SKIP_NAMES[sub_layer.kind])
         elif choice == NORM_ONLY:
-            entry.setdefault(_NORM_ONLY_FIELD, []).append(_SKIP_NAMES[sub_layer.kind])
+            entry.setdefault(NORM_ONLY_FIELD, []).append(SKIP_NAMES[sub_layer.kind])
     return entry
 
 
@@ -92,7 +88,7 @@ def set_uniform_sizes(config: PreTrainedConfig, structure: ModelStructure, kept:
         choice = kept[sub_layer.name]
         if not _count(choice):
             return False
-        fields = zip(sub_layer.layout.sizes, _field_values(config, sub_layer.layout, _count(choice)), strict=True)
+        fields = zip(sub_layer.layout.sizes, field_values(config, sub_layer.layout, _count(choice)), strict=True)
         for field, value in fields:
             values.setdefault(field, set()).add(value)
     if any(len(found) > 1 for found in values.values()):
@@ -130,10 +126,10 @@ def set_uneven_sizes(
         if repeats > 1:
             # The layers of the configuration are those of the pass, which share their weights and thus their sizes.
             stacks[stack] = {str(index): copy.deepcopy(stacks[stack]["0"]) for index in range(repeats)}
-        if any(_NORM_ONLY_FIELD in entry for entry in stacks[stack].values()):
+        if any(NORM_ONLY_FIELD in entry for entry in stacks[stack].values()):
             # transformers wants a field that it does not know in every layer or in none.
             for entry in stacks[stack].values():
-                entry.setdefault(_NORM_ONLY_FIELD, [])
+                entry.setdefault(NORM_ONLY_FIELD, [])
         _set_table(config, structure, stack, kept, own_bias[stack])
     set_depth(config, structure, removed)
     if len(structure.family.stacks) == 1:
@@ -178,26 +174,51 @@ def read_sizes(
     """The sizes a configuration states: what is kept of each sub-layer, and own position biases by stack.
 
     Returns None for a stock configuration.
+
+    Raises:
+        ValueError: if it states what no such model has.
     """
     stacks = _read_entries(config, structure.family)
     if stacks is None:
         return None
+    if len(structure.family.stacks) > 1:
+        check_stacks(structure, STACKS_FIELD, stacks)
+    for stack in structure.depths:
+        check_layers(config, structure, stack, stacks[stack]["layers"])
     kept: dict[str, int | str | None] = {}
     for sub_layer in structure:
         entry = stacks[sub_layer.stack]["layers"].get(str(sub_layer.layer), {})
-        if _SKIP_NAMES[sub_layer.kind] in entry.get("skip", ()):
+        if SKIP_NAMES[sub_layer.kind] in entry.get("skip", ()):
             kept[sub_layer.name] = None
-        elif _SKIP_NAMES[sub_layer.kind] in entry.get(_NORM_ONLY_FIELD, ()):
+        elif SKIP_NAMES[sub_layer.kind] in entry.get(NORM_ONLY_FIELD, ()):
             kept[sub_layer.name] = NORM_ONLY
         else:
-            kept[sub_layer.name] = entry.get(_field_names(sub_layer.layout)[0], sub_layer.units)
+            kept[sub_layer.name] = entry.get(field_names(sub_layer.layout)[0], sub_layer.units)
     own_bias = {name: entry["own_position_bias"] for name, entry in stacks.items()}
     for stack in structure.family.stacks:
         if stack.position_bias_table:
             attentions = [s for s in structure.stack(stack.name) if s.layout.position_bias]
             heads = getattr(config, TABLE_FIELD, max((s.units for s in attentions), default=0))
+            if not is_count(heads):
+                raise ValueError(f"config.json states {TABLE_FIELD}={heads!r}; it must be a number of heads.")
             own_bias[stack.name] = any(0 < _count(kept[s.name]) < heads for s in attentions)
     return kept, own_bias
+
+
+def _hidden_width(config: PreTrainedConfig, structure: ModelStructure) -> int:
+    width = getattr(config, HIDDEN_FIELD)
+    if structure.family.hidden is None:
+        raise ValueError(
+            f"config.json states {HIDDEN_FIELD}={width!r}, but the hidden dimensions of {structure.model_type} models "
+            "cannot be pruned; restore the file."
+        )
+    full = getattr(config, structure.family.hidden.size)
+    if not is_count(width) or not 1 <= width <= full:
+        raise ValueError(
+            f"config.json states {HIDDEN_FIELD}={width!r}; it must be a whole number from 1 to {full}, of which the "
+            "model was made."
+        )
+    return width
 
 
 def _differs(sub_layer: SubLayer, kept: int | str | None) -> bool:
@@ -217,6 +238,15 @@ def hide_sizes(config: PreTrainedConfig, model: PreTrainedModel) -> None:
         config.__dict__[_PENDING] = pending
 
 
+def _no_common_shape() -> None:
+    """What a model answers to `generate`, which would set up a static cache before a prompt in chunks is read.
+
+    It would take the shape from the configuration, which has neither the head size of uneven layers nor the
+    placeholders of layers without heads. Without an answer the cache takes it from the first tokens, as it does for
+    whole prompts.
+    """
+
+
 def build_sizes(model: PreTrainedModel, family: Family) -> None:
     """Cut a model that was just built with equal layers to the sizes its configuration states; then show them again.
 
@@ -228,12 +258,13 @@ def build_sizes(model: PreTrainedModel, family: Family) -> None:
     if sizes is not None and structure.sub_layers:
         kept, own_bias = sizes
         if hasattr(config, HIDDEN_FIELD):
-            cut_hidden(model, structure, getattr(config, HIDDEN_FIELD))
+            cut_hidden(model, structure, _hidden_width(config, structure))
         if any(_differs(sub_layer, kept[sub_layer.name]) for sub_layer in structure):
             for stack in family.stacks:
                 if stack.position_bias_table and hasattr(config, TABLE_FIELD):
                     cut_position_bias(model.base_model, stack, getattr(config, TABLE_FIELD))
             resize(model, structure, kept, own_bias, drop_layers=False)
+        model._get_static_cache_init_shape = _no_common_shape
     pending = config.__dict__.get(_PENDING)
     if pending is not None and pending[2] == id(model):
         del config.__dict__[_PENDING]

@@ -396,7 +396,8 @@ def test_bad_data_and_records(folders, tmp_path, capsys, monkeypatch) -> None:
         (tmp_path / "small" / "sub_network.json").write_text(content)
         status = run("sst2", tmp_path / "small", "--data_dir", folders.data)
         refused(capsys, "The sub_network.json of", status)
-    changed = {**record, "units": {name: 7 for name in record["units"]}}
+    units = {name: 7 if "attention" in name else count for name, count in record["units"].items()}
+    changed = {**record, "units": units}
     (tmp_path / "small" / "sub_network.json").write_text(json.dumps(changed))
     status = run("sst2", tmp_path / "small", "--data_dir", folders.data)
     refused(capsys, "cannot be built from its sub_network.json", status)
