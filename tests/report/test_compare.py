@@ -253,13 +253,17 @@ def test_folders_that_hold_too_little_are_refused(bert, tmp_path) -> None:
 
 def test_damaged_and_mixed_files_are_refused_in_a_sentence(bert, tmp_path) -> None:
     folder = dsp_run(tmp_path / "dsp", bert, 5, f1=0.8)
-    for name, text in (
-        ("eval_results.json", "{"), ("eval_results.json", "[]"), ("run.json", "{}]"),
-        ("pruned/sub_network.json", "{"), ("pruned/pruning.json", "3"),
-    ):  # fmt: skip
+    damaged = r"is damaged \(.*; run the command again that wrote"
+    for name, text, words in (
+        ("eval_results.json", "{", damaged),
+        ("eval_results.json", "[]", damaged),
+        ("run.json", "{}]", damaged),
+        ("pruned/sub_network.json", "{", "cannot be read as JSON"),
+        ("pruned/pruning.json", "3", damaged),
+    ):
         before = (folder / name).read_text()
         (folder / name).write_text(text)
-        with pytest.raises(ValueError, match=rf"{re.escape(name)}' is damaged \(.*; run the command again that wrote"):
+        with pytest.raises(ValueError, match=rf"{re.escape(name)}' {words}"):
             read("x", folder)
         (folder / name).write_text(before)
     report = json.loads((folder / "pruned" / "pruning.json").read_text())
