@@ -30,7 +30,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "--fast_norms",
         action="store_true",
-        help="Write layer norms so that ONNX Runtime computes them three times as fast on CPUs (onnx alone).",
+        help="Write layer norms so that ONNX Runtime computes them faster on CPUs (onnx alone).",
     )
     parser.add_argument(
         "--tolerance",

@@ -1,8 +1,8 @@
-"""Layer norms of an ONNX graph by an operator that ONNX Runtime computes three times as fast on CPUs.
+"""Layer norms of an ONNX graph by an operator that ONNX Runtime computes faster on CPUs.
 
-ONNX Runtime adds up a row of `LayerNormalization`, and of what it fuses that into, one number after the other. Where
-matrix products were pruned away this takes up to a third of the time. `InstanceNormalization` of (rows, tokens,
-features), with tokens in the place of channels, is the same sum, and there it is vectorised.
+ONNX Runtime adds up a row of `LayerNormalization`, and of what it fuses that into, one number after the other, which
+shows where matrix products were pruned away. `InstanceNormalization` of (rows, tokens, features), with tokens in the
+place of channels, is the same sum, and there it is vectorised.
 """
 
 from typing import TYPE_CHECKING

@@ -12,6 +12,7 @@ from hf_nas.cli import main
 from hf_nas.export import formats, load_exported
 from tests import zoo
 from tests.cli.test_evaluate import make_tokenizer, refused
+from tests.export.packages import need
 
 
 @pytest.fixture(scope="module")
@@ -46,10 +47,7 @@ def test_an_extracted_model(folder, tmp_path, capsys) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("format_name", ["onnx", "openvino"])
 def test_other_formats(folder, tmp_path, capsys, format_name: str) -> None:
-    try:
-        formats.require(format_name)
-    except ValueError as error:
-        pytest.skip(str(error))
+    need(format_name)
     assert run(folder, "--format", format_name, "--output_dir", tmp_path / "exported") == 0
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 4 and f"as {format_name}" in lines[0]

@@ -13,6 +13,7 @@ from hf_nas.cli import main
 from hf_nas.export import formats, load_exported
 from tests import zoo
 from tests.cli.test_evaluate import HIDDEN, KEPT, make_model, make_tokenizer, outputs, refused, rows, write
+from tests.export.packages import need
 
 
 FAST = ("--batch_size", 4, "--max_length", 16, "--passes", 2, "--threads", 1)
@@ -38,10 +39,7 @@ def run(*arguments: object) -> int:
 
 
 def require_packages() -> None:
-    try:
-        formats.require("openvino", quantization=True)
-    except ValueError as error:
-        pytest.skip(str(error))
+    need("openvino", quantization=True)
 
 
 def test_int8_of_an_extracted_classifier(folders, tmp_path, capsys) -> None:

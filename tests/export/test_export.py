@@ -7,21 +7,15 @@ import pytest
 import torch
 from transformers import BertForMultipleChoice, PreTrainedModel
 
-from hf_nas.export import FORMATS, export_model, largest_difference, load_exported, require, save_exported, text_inputs
+from hf_nas.export import FORMATS, export_model, largest_difference, load_exported, save_exported, text_inputs
 from hf_nas.export.check import check_shapes
 from hf_nas.export.inputs import input_names
 from hf_nas.extraction import extract
 from tests import zoo
+from tests.export.packages import need
 
 
 UNEVEN = "everything at once"
-
-
-def require_format(name: str) -> None:
-    try:
-        require(name)
-    except ValueError as error:
-        pytest.skip(str(error))
 
 
 def small_model(name: str, case: str) -> tuple[PreTrainedModel, PreTrainedModel]:
@@ -32,7 +26,7 @@ def small_model(name: str, case: str) -> tuple[PreTrainedModel, PreTrainedModel]
 
 
 def check(name: str, case: str, format_name: str, folder) -> None:
-    require_format(format_name)
+    need(format_name)
     small, oracle = small_model(name, case)
     names = input_names(small)
     difference = save_exported(export_model(small, format_name, names), folder, small, names)
@@ -151,7 +145,7 @@ def test_multiple_choice(tmp_path) -> None:
 
 @pytest.mark.slow
 def test_files_may_be_moved(program, tmp_path) -> None:
-    require_format("openvino")
+    need("openvino")
     model, names, _ = program
     save_exported(export_model(model, "openvino", names), tmp_path / "one", model, names)
     shutil.move(tmp_path / "one", tmp_path / "two")

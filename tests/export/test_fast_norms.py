@@ -5,11 +5,12 @@ import pytest
 import torch
 from torch import nn
 
-from hf_nas.export import export_model, require, save_exported
+from hf_nas.export import export_model, save_exported
 from hf_nas.export.fast_norms import speed_up_norms
 from hf_nas.export.inputs import input_names
 from hf_nas.extraction import extract
 from tests import zoo
+from tests.export.packages import need
 
 
 onnx_ir = pytest.importorskip("onnx_ir")
@@ -72,7 +73,7 @@ def test_other_norms_stay(shape: list, axis: int) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["bert", "bart", "gpt2", "modernbert"])
 def test_a_model(name: str, tmp_path) -> None:
-    require("onnx")
+    need("onnx")
     model = zoo.build(name)
     small = extract(model, zoo.corner_cases(model)["everything at once"])
     names = input_names(small)

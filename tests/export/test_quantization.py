@@ -11,20 +11,17 @@ from hf_nas.export import (
     largest_difference,
     load_exported,
     quantize,
-    require,
     save_exported,
     text_inputs,
 )
 from hf_nas.export.inputs import input_names
 from hf_nas.extraction import extract
 from tests import zoo
+from tests.export.packages import need
 
 
 def exported_model(name: str, format_name: str, case: str) -> tuple[PreTrainedModel, tuple[str, ...], object]:
-    try:
-        require(format_name, quantization=format_name != "torch-export")
-    except ValueError as error:
-        pytest.skip(str(error))
+    need(format_name, quantization=format_name != "torch-export")
     model = zoo.build(name)
     small = extract(model, zoo.corner_cases(model)[case])
     names = input_names(small)
