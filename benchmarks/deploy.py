@@ -2,7 +2,8 @@
 
 Models have the size of BERT-base and random weights, on which their speed does not depend. In each engine the dense
 and the small ones take turns; compare speed-ups, not the seconds of different engines, which are measured one after
-the other. What is finished is kept in the file of `--output` and not measured again.
+the other. int8 and float32 of OpenVINO take turns as well. What is finished is kept in the file of `--output` and not
+measured again.
 """
 
 import argparse
@@ -78,23 +79,30 @@ def runnable(engine: str, model: PreTrainedModel, folder: Path, threads: int) ->
 
 def measure(
     engine: str, models: dict[str, PreTrainedModel], shape: tuple[int, int], folder: Path, threads: int, repeats: int
-) -> dict[str, float]:
-    """Median seconds of each model in one engine, measured in turns."""
-    runs = {name: runnable(engine, model, folder / f"{name}-{engine}", threads) for name, model in models.items()}
+) -> dict[str, dict[str, float]]:
+    """Median seconds of each model in an engine, and in the one that computes in float32, all measured in turns."""
     inputs = {name: text_inputs(model, *shape, input_names(model)) for name, model in models.items()}
     for given in inputs.values():  # whole sequences, as everywhere
         given["attention_mask"] = torch.ones_like(given["attention_mask"])
-    calls = [lambda run=run, given=inputs[name]: run(**given) and None for name, run in runs.items()]
+    engines = (engine.removesuffix("-int8"), engine) if engine.endswith("-int8") else (engine,)
+    calls = {}
+    for each in engines:
+        for name, model in models.items():
+            run = runnable(each, model, folder / f"{name}-{each}", threads)
+            calls[each, name] = lambda run=run, given=inputs[name]: run(**given) and None
     clock = time.process_time if threads == 1 else time.perf_counter
     with torch.inference_mode():
         seconds = time_interleaved(
-            calls, repeats=repeats, clock=clock, description=f"{engine}, {shape[0]} x {shape[1]}"
+            list(calls.values()), repeats=repeats, clock=clock, description=f"{engine}, {shape[0]} x {shape[1]}"
         )
-    return {name: statistics.median(own) for name, own in zip(models, seconds)}
+    found: dict[str, dict[str, float]] = {each: {} for each in engines}
+    for (each, name), own in zip(calls, seconds):
+        found[each][name] = statistics.median(own)
+    return found
 
 
 def table(rows: list[dict], bounds: dict[str, float]) -> str:
-    """Speed-ups over the dense model, and in brackets how much of the bound they reach."""
+    """Speed-ups over the dense model, in brackets how much of the bound they reach, and what int8 adds to each."""
     lines = [f"{'engine':16} {'batch':>9} {'dense ms':>9}" + "".join(f"{name:>22}" for name in bounds)]
     lines.append(f"{'bound':16} {'':>9} {'':>9}" + "".join(f"{bound:>21.2f}x" for bound in bounds.values()))
     for row in rows:
@@ -104,6 +112,10 @@ def table(rows: list[dict], bounds: dict[str, float]) -> str:
             factor = seconds["dense"] / seconds[name]
             cells += f"{f'{factor:.2f}x ({factor / bound:.0%})':>22}"
         lines.append(f"{row['engine']:16} {row['batch']:>9} {1e3 * seconds['dense']:9.1f}{cells}")
+        if "float32" in row:
+            added = {name: row["float32"][name] / seconds[name] for name in seconds}
+            cells = "".join(f"{f'{added[name]:.2f}x':>22}" for name in bounds)
+            lines.append(f"{'  int8 adds':16} {row['batch']:>9} {added['dense']:8.2f}x{cells}")
     return "\n".join(lines)
 
 
@@ -137,7 +149,10 @@ def main() -> None:
                 continue
             repeats = arguments.repeats if batch_size <= 8 else max(arguments.repeats // 3, 3)
             folder = arguments.output / "exports" / arguments.model
-            rows.append({**key, "seconds": measure(engine, models, shape, folder, arguments.threads, repeats)})
+            found = measure(engine, models, shape, folder, arguments.threads, repeats)
+            rows.append({**key, "seconds": found.pop(engine)})
+            if found:
+                rows[-1]["float32"] = found.popitem()[1]
             write_json(path, {"bounds": bounds, "rows": rows})
             print(table(rows[-1:], bounds), flush=True)
     print(table(rows, bounds))
