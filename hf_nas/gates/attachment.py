@@ -49,9 +49,10 @@ def _nothing(*args: object) -> None:
 class Attachment:
     """Hooks on one model that multiply by `current`. A copy of that model is one without gates.
 
-    The gate of a unit acts on what the output projection reads, that of a sub-layer on what it writes, bias included.
-    Where the gate of a sub-layer is 0 and the normalisation belongs to the sub-layer, its output is its input, chosen
-    by `torch.where`: no branch on a value, so every parameter takes part in every pass.
+    The gate of a unit acts on what the output projection reads, that of a sub-layer on what it adds to the residual
+    stream: on what the output projection writes, bias included, or, where a normalisation follows that would undo it
+    (Gemma), on what that one writes. Where the gate of a sub-layer is 0 and the sum with the stream is normalised, its
+    output is its input, chosen by `torch.where`: no branch on a value, so every parameter takes part in every pass.
 
     Args:
         model: to attach to.
@@ -138,7 +139,6 @@ class Attachment:
 
     def _attach(self, base: nn.Module, sub_layer: SubLayer, units: bool, whole: bool, hidden: bool) -> None:
         name, features = sub_layer.name, sub_layer.features
-        reader = sub_layer.module(base, sub_layer.layout.reader)
 
         def multiply_units(module: nn.Module, args: tuple) -> tuple:
             inputs = args[0]
@@ -153,9 +153,9 @@ class Attachment:
             return output * self.current.hidden.to(output) if hidden else output
 
         if units:
-            self._before(reader, multiply_units)
+            self._before(sub_layer.module(base, sub_layer.layout.reader), multiply_units)
         if whole or hidden:
-            self._after(reader, multiply_branch)
+            self._after(sub_layer.module(base, sub_layer.layout.branch_end), multiply_branch)
 
     def _attach_identity(self, base: nn.Module, sub_layer: SubLayer) -> None:
         name = sub_layer.name

@@ -20,11 +20,13 @@ def fold(model: PreTrainedModel, values: GateValues) -> PreTrainedModel:
 
     Exact for soft values: `extract(fold(model, values), values.sub_network(describe(model)))` computes what the gated
     model does. Units go into the columns of the output projection that read them, a sub-layer into the rows and the
-    bias of its output projection, and hidden dimensions into all that writes the residual stream: embedding tables,
-    output projections with their biases, and the normalisations of the stream. Unlike in the published code of CoFi
-    (Xia et al., 2022), nothing that reads the stream is touched, since the residual branch would then miss the value.
+    bias of its output projection, or into the scale of the normalisation behind that (Gemma), and hidden dimensions
+    into all that writes the residual stream: embedding tables, output projections with their biases, and the
+    normalisations of the stream. Unlike in the published code of CoFi (Xia et al., 2022), nothing that reads the
+    stream is touched, since the residual branch would then miss the value.
 
     Only after extraction the result computes that: before, what a zero removes still takes part in normalisations.
+    Gemma keeps the scale of a norm minus 1, so that in half precision a small one is coarse.
 
     Args:
         model: in full width, without gates attached; it stays as it is.
@@ -40,18 +42,16 @@ def fold(model: PreTrainedModel, values: GateValues) -> PreTrainedModel:
         for name, gate in values.units.items():
             sub_layer = structure[name]
             if sub_layer.units:
-                _scale_inputs(_reader(folded, structure, name), gate.repeat_interleave(sub_layer.features))
+                reader = sub_layer.module(folded.base_model, sub_layer.layout.reader)
+                _scale_inputs(reader, gate.repeat_interleave(sub_layer.features))
         for name, gate in values.sub_layers.items():
-            if not (structure[name].skipped or structure[name].norm_only):
-                _scale_outputs(_reader(folded, structure, name), gate.reshape(1))
+            sub_layer = structure[name]
+            if not (sub_layer.skipped or sub_layer.norm_only):
+                end = sub_layer.module(folded.base_model, sub_layer.layout.branch_end)
+                _scale_outputs(end, gate.reshape(1), sub_layer.layout.output_norm_offset)
         if values.hidden is not None:
             _fold_hidden(folded, structure, values.hidden)
     return folded
-
-
-def _reader(model: PreTrainedModel, structure: ModelStructure, name: str) -> nn.Module:
-    sub_layer = structure[name]
-    return sub_layer.module(model.base_model, sub_layer.layout.reader)
 
 
 def _fold_hidden(model: PreTrainedModel, structure: ModelStructure, hidden: torch.Tensor) -> None:
@@ -64,10 +64,16 @@ def _fold_hidden(model: PreTrainedModel, structure: ModelStructure, hidden: torc
             _scale_outputs(norm, hidden)
 
 
-def _scale_outputs(module: nn.Module, gate: torch.Tensor) -> None:
-    """Multiply the output features of a projection, embedding table or normalisation."""
+def _scale_outputs(module: nn.Module, gate: torch.Tensor, offset: float = 0.0) -> None:
+    """Multiply the output features of a projection, embedding table or normalisation.
+
+    Args:
+        module: the one.
+        gate: shape `(features,)` or `(1,)`.
+        offset: what the module adds to its weight before it uses it.
+    """
     rows = isinstance(module, nn.Linear)
-    _scale(module.weight, gate[:, None] if rows else gate)
+    _scale(module.weight, gate[:, None] if rows else gate, offset)
     if getattr(module, "bias", None) is not None:
         _scale(module.bias, gate)
 
@@ -77,6 +83,6 @@ def _scale_inputs(module: nn.Module, gate: torch.Tensor) -> None:
     _scale(module.weight, gate[:, None] if isinstance(module, Conv1D) else gate)
 
 
-def _scale(weight: nn.Parameter, gate: torch.Tensor) -> None:
+def _scale(weight: nn.Parameter, gate: torch.Tensor, offset: float = 0.0) -> None:
     # In full precision, so that a model in half precision is rounded once.
-    weight.copy_(weight.float() * gate.to(device=weight.device, dtype=torch.float32))
+    weight.copy_((weight.float() + offset) * gate.to(device=weight.device, dtype=torch.float32) - offset)

@@ -83,11 +83,6 @@ class UnitGates(AttachedGates):
             raise ValueError(
                 f"This {self.structure.model_type} model has no {kind} left; leave out the kind {kind!r}."
             )
-        if kind in ("attention", "feed_forward") and any(self.structure[name].layout.is_sandwiched for name in names):
-            raise ValueError(
-                f"Gates of kind {kind!r} do nothing in a {self.structure.model_type} model, which normalises what "
-                "they scale; use heads and neurons, which close their sub-layer when none is left."
-            )
         return tuple(self.structure[name].units if kind in ("heads", "neurons") else 1 for name in names)
 
     def _gated(self) -> tuple[set[str], set[str], bool]:

@@ -33,9 +33,14 @@ def _llama_like(model_type: str) -> Family:
 
 
 def _sandwiched(layout: SubLayerLayout, before: str, after: str) -> SubLayerLayout:
-    """The same between two normalisations, of which the second one makes zeros of zeros."""
-    identities = ((before, "identity"), (after, "identity"))
-    return replace(layout, norms=(before, after), bypass=(layout.bypass[0], *identities))
+    """The same between two normalisations; the second one makes zeros of zeros and multiplies by 1 + weight."""
+    return replace(
+        layout,
+        norms=(before, after),
+        bypass=(layout.bypass[0], (before, "identity"), (after, "identity")),
+        output_norm=after,
+        output_norm_offset=1.0,
+    )
 
 
 def _gemma_like(model_type: str) -> Family:

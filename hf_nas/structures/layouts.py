@@ -35,6 +35,8 @@ class SubLayerLayout:
             its bias on (T5), `"stack"`, which gives the bias to every layer (MPNet), or "" if there is none.
         disentangled: whether scores are also taken between tokens and embeddings of relative positions, which the
             projections of every layer read (DeBERTa).
+        output_norm: that of `norms` which normalises the output before it is added to the stream, if one does (Gemma).
+        output_norm_offset: what it adds to its weight before it multiplies with it.
     """
 
     kind: str
@@ -53,6 +55,8 @@ class SubLayerLayout:
     fused: int = 1
     position_bias: str = ""
     disentangled: bool = False
+    output_norm: str = ""
+    output_norm_offset: float = 0.0
 
     def of(self, layer: nn.Module) -> "SubLayerLayout":
         """This layout with those of the optional writers that a layer has."""
@@ -78,9 +82,9 @@ class SubLayerLayout:
         return self._in_core(self.reader), norms[0] if norms else None, 3 if self.hands_on_bias else 2
 
     @property
-    def is_sandwiched(self) -> bool:
-        """Whether its output is normalised before it is added to the stream, whatever its scale was (Gemma 2)."""
-        return len(self.norms) > 1
+    def branch_end(self) -> str:
+        """Path of the last module before the stream that has weights: the output projection, or the norm behind it."""
+        return self.output_norm or self.reader
 
     @property
     def hands_on_bias(self) -> bool:

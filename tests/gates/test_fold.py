@@ -107,7 +107,9 @@ def test_closed_units_leave_a_bias_unless_resolved() -> None:
     assert (results[0] - results[1]).abs().max() > 0.01
 
 
-@pytest.mark.parametrize("name", ["distilbert", "mpnet", "llama", "qwen3", "gpt2", "bart", "t5", "t5-gated"])
+@pytest.mark.parametrize(
+    "name", ["distilbert", "mpnet", "llama", "qwen3", "gemma2", "gemma3_text", "gpt2", "bart", "t5", "t5-gated"]
+)
 def test_units_of_other_families(name: str) -> None:
     """Against gates at the output projections' inputs, which are hooks of their own."""
     model = zoo.build(name)

@@ -46,12 +46,6 @@ def assert_close(result: torch.Tensor, wanted: torch.Tensor) -> None:
     assert (result - wanted).abs().max() <= 1e-5 * max(1.0, float(wanted.abs().max()))
 
 
-def gated_kinds(structure) -> tuple[str, ...]:
-    """All but hidden dimensions, and where a norm follows each sub-layer (Gemma) but whole sub-layers."""
-    sandwiched = any(sub_layer.layout.is_sandwiched for sub_layer in structure)
-    return ("heads", "neurons") if sandwiched else WITHOUT_HIDDEN
-
-
 def without_empty(structure, sub_network: SubNetwork) -> SubNetwork:
     """For gates of CoFi a sub-layer without units is gone, together with the bias it would have left."""
     kept = {name: None if kept in (0, ()) else kept for name, kept in sub_network.items()}
@@ -66,7 +60,7 @@ def test_binary_gates_compute_as_the_dense_oracle(name: str) -> None:
         if NORM_ONLY in sub_network.kept:
             continue  # gates of CoFi have no such sub-layers
         resolved = without_empty(structure, sub_network)
-        with UnitGates(model, gated_kinds(structure)) as gates:
+        with UnitGates(model, WITHOUT_HIDDEN) as gates:
             gates.fix(binary_values(structure, sub_network))
             assert gates.sub_network() == resolved, case
             result = zoo.logits(model, inputs)
@@ -258,7 +252,7 @@ def test_draws_depend_on_seed_and_number_alone_and_go_on_after_a_resume() -> Non
     assert not torch.equal(straight[0], draws(different, different_model, 1)[0])
 
 
-@pytest.mark.parametrize("name", ["bert", "roberta", "distilbert", "llama", "gpt2", "bart", "t5"])
+@pytest.mark.parametrize("name", ["bert", "roberta", "distilbert", "llama", "gemma2", "gpt2", "bart", "t5"])
 def test_gradient_checkpointing_recomputes_with_the_same_draw(name: str) -> None:
     gradients = []
     for checkpointing in (False, True):
@@ -446,9 +440,6 @@ def test_gates_that_do_not_fit_are_refused() -> None:
     for name in ("llama", "electra", "distilbert"):
         with pytest.raises(ValueError, match="leave out the kind 'hidden'"):
             UnitGates(zoo.build(name))
-    for kind in ("attention", "feed_forward"):
-        with pytest.raises(ValueError, match=f"kind '{kind}' do nothing in a gemma2 model"):
-            UnitGates(zoo.build("gemma2"), ("heads", kind))
     bare = extract(model, SubNetwork.of(describe(model), dict.fromkeys(describe(model).names)))
     with pytest.raises(ValueError, match="no heads left"):
         UnitGates(bare, ("heads",))
