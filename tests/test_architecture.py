@@ -9,9 +9,9 @@ import pytest
 ROOT = Path(__file__).parent.parent
 # A package imports only from those before it (and from itself).
 LEVELS = (
-    "version", "ops", "files", "graph_names", "bypass",
+    "version", "ops", "files", "graph_names", "bypass", "main_input",
     "structures", "subnetwork", "resize", "profiling", "gates", "importance", "space", "distillation",
-    "elastic", "nncf_config", "search", "extraction", "export", "report", "hf_nas", "cli", "trainer_plugins",
+    "elastic", "nncf_config", "search", "extraction", "export", "report", "hf_nas", "trainer_plugins", "cli",
     "examples",
 )  # fmt: skip
 
@@ -32,7 +32,11 @@ def imports(path: Path) -> list[str]:
     return found
 
 
-SOURCES = [path for folder in ("hf_nas", "trainer_plugins") for path in sorted((ROOT / folder).rglob("*.py"))]
+def files(*folders: str) -> list[Path]:
+    return [path for folder in folders for path in sorted((ROOT / folder).rglob("*.py"))]
+
+
+SOURCES = files("hf_nas", "trainer_plugins")
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
@@ -42,9 +46,16 @@ def test_imports_run_one_way(path: Path) -> None:
         if name.split(".")[0] in ("hf_nas", "trainer_plugins", "examples"):
             assert level(name) <= level(own), f"{own} imports {name}"
         if own.startswith("hf_nas"):
+            assert name.split(".")[0] != "trainer_plugins", f"{own} imports {name}"
             assert not name.endswith(("Trainer", "TrainingArguments", "TrainerCallback")), f"{own} imports {name}"
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_a_file_stays_readable_in_one_sitting(path: Path) -> None:
     assert len(path.read_text(encoding="utf-8").splitlines()) <= 400
+
+
+@pytest.mark.parametrize("path", files("examples", "benchmarks"), ids=lambda path: str(path.relative_to(ROOT)))
+def test_scripts_know_the_commands_alone(path: Path) -> None:
+    found = [name for name in imports(path) if name.startswith("hf_nas.cli")]
+    assert set(found) <= {"hf_nas.cli.main"}

@@ -101,7 +101,7 @@ def test_sizes_grow_with_every_unit(name: str) -> None:
     for sub_layer in table.structure:
         sizes = [SubNetwork.of(table.structure, {sub_layer.name: k}) for k in (None, 0, 1, sub_layer.units)]
         parameters = [table.parameters(size) for size in sizes]
-        macs = [table.macs(size, 16) for size in sizes]
+        macs = [table.macs(size, 10 if name == "vit" else 16) for size in sizes]
         assert macs == sorted(macs) and parameters[-1] == table.parameters(full)
         if not sub_layer.layout.hands_on_bias:  # T5 trades one shared table for one a layer
             assert parameters == sorted(parameters)

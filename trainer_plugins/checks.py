@@ -4,6 +4,7 @@ from transformers import PreTrainedModel
 
 from hf_nas.elastic import get_strategy
 from hf_nas.importance import get_importance
+from hf_nas.main_input import MainInput
 from hf_nas.profiling import MemoryTable, SizeTable, example_inputs
 from hf_nas.search import (
     ObjectiveSources,
@@ -23,6 +24,8 @@ from trainer_plugins.head_pruning_checks import check_fine_tuned, check_heads
 
 NAS_TYPES = ("weight_sharing", "standard")
 RANKINGS = ("all", "kept", "published")
+# Of texts, as long as their length is not known.
+_USUAL_LENGTH = 128
 
 
 def check_arguments(
@@ -41,8 +44,11 @@ def check_arguments(
             range, and what the model cannot be searched by.
     """
     _check_distillation(nas.distillation)
-    check_prunable(nas.pruning, model)
-    check_heads(nas.heads, model, nas.pruning)
+    main_input = MainInput.of(model)
+    check_prunable(nas.pruning, model, main_input.tokens or _USUAL_LENGTH)
+    check_heads(nas.heads, model, nas.pruning, main_input.tokens or _USUAL_LENGTH)
+    if nas.config is not None:
+        main_input.check_length(nas.config.sequence_length)
     if nas.heads.needs_fine_tuned:
         check_fine_tuned(nas.heads, model, trains_weights=False)
     if not nas.needs_selection_set and not nas.eftnas.only_generate_importance_weight:
@@ -155,13 +161,14 @@ def _check_race(arguments: SearchArguments, metric_name: str | None, greater_is_
 def _check_measures(arguments: SearchArguments, model: PreTrainedModel, space: SearchSpace | None) -> None:
     """Refuse what this model cannot be measured by, and a limit that its search space cannot keep."""
     objectives = arguments.search_objectives
+    # As little as says whether it can be done: passes over one token, or one image.
+    tokens = MainInput.of(model).tokens or 1
     if "latency" in objectives or arguments.max_latency_ratio is not None:
-        example_inputs(model, arguments.latency_batch_size, 1)
+        example_inputs(model, arguments.latency_batch_size, tokens)
     if "memory" in objectives:
-        # As little as says whether it can be done: passes over one token.
-        MemoryTable(model, 1, 1, widths=2)
+        MemoryTable(model, 1, tokens, widths=2)
     if space is not None:
-        sources = ObjectiveSources(error_objective(""), SizeTable(model), 1)
+        sources = ObjectiveSources(error_objective(""), SizeTable(model), tokens)
         check_constraints(get_constraints({"params": arguments.max_params_ratio}, sources), space.smallest)
 
 

@@ -45,8 +45,13 @@ def check_pruning(training: TrainingArguments, nas: NasArguments) -> None:
             schedule_of(pruning).check(training)
 
 
-def check_prunable(pruning: PruningArguments, model: PreTrainedModel) -> None:
+def check_prunable(pruning: PruningArguments, model: PreTrainedModel, sequence_length: int) -> None:
     """Refuse kinds of units that the model does not have, and a target that pruning them cannot reach.
+
+    Args:
+        pruning: the flags.
+        model: to be pruned.
+        sequence_length: tokens of a sequence, as far as they are known by now.
 
     Raises:
         ValueError: that says what can be reached.
@@ -56,7 +61,8 @@ def check_prunable(pruning: PruningArguments, model: PreTrainedModel) -> None:
     kinds = parse_kinds(pruning.pruning_type)
     with UnitGates(model, kinds) as gates:
         if pruning.pruning_budget != "latency":  # which is not measured yet
-            costs = parameter_costs(model) if pruning.pruning_budget == "params" else mac_costs(model, 128)
+            by_params = pruning.pruning_budget == "params"
+            costs = parameter_costs(model) if by_params else mac_costs(model, sequence_length)
             BudgetController(costs, pruning.target_sparsity).check(gates)
         elif "hidden" in gates.kinds:
             raise ValueError(

@@ -71,7 +71,7 @@ class _TrainingBatches:
     def __init__(self, trainer: PruningTrainer):
         self._trainer = trainer
         self._rows, self._collator = trainer.train_dataset, trainer.data_collator
-        if isinstance(self._rows, datasets.Dataset):
+        if trainer.args.remove_unused_columns and isinstance(self._rows, datasets.Dataset):
             known = {*inspect.signature(type(trainer.model).forward).parameters, "label", "label_ids"}
             self._rows = self._rows.select_columns([name for name in self._rows.column_names if name in known])
         size, arguments = trainer.args.train_batch_size, trainer.args

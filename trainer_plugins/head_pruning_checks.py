@@ -154,7 +154,7 @@ def schedule_of(heads: HeadPruningArguments) -> PruningSchedule:
 
 
 def check_heads(
-    heads: HeadPruningArguments, model: PreTrainedModel, pruning: PruningArguments, sequence_length: int = 128
+    heads: HeadPruningArguments, model: PreTrainedModel, pruning: PruningArguments, sequence_length: int
 ) -> None:
     """Refuse a budget that the model cannot have.
 

@@ -5,12 +5,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from tqdm.auto import tqdm
 
 from hf_nas.extraction import extract, save_extracted
 from hf_nas.importance import get_importance
+from hf_nas.main_input import MainInput
 from hf_nas.nncf_config import NncfConfig
 from hf_nas.profiling import SizeTable
 from hf_nas.report import RelativeSizes, SearchOutcome, fully_evaluated, hand_over
@@ -63,13 +63,14 @@ def run_search(
         search_arguments: method, budget, objectives and how to choose. A limit on a size limits both what is searched
             and what is chosen; the largest sub-network is then evaluated beside the search, for comparison.
         config: an NNCF configuration, whose length of the input MACs are counted for, and whose files are written.
-        selection_dataset: tokenised rows on which sub-networks are compared.
+        selection_dataset: rows on which sub-networks are compared, as the model reads them: texts tokenised, images as
+            `pixel_values`.
         compute_metrics: as with `Trainer`; may be left out if every data set comes as `ScoredRows`.
         metric_name: which of the metrics is compared.
         greater_is_better: whether a larger one is better.
         metric_scale: the metric's value of a perfect model: 100 for one in percent.
         predictions: takes from the model's outputs what the metrics need; by default the logits.
-        report_datasets: tokenised rows that play no part in the search; the front is measured on each in the end, the
+        report_datasets: rows that play no part in the search; the front is measured on each in the end, the
             first one goes into the table.
         output_dir: where to.
 
@@ -134,8 +135,7 @@ def _search(
 ) -> SearchOutcome:
     folder = output_dir / "search"
     model, space, selection = trainer.create_super_network().model, trainer.searched_space(), task.datasets[None]
-    lengths = [len(selection.rows[index]["input_ids"]) for index in range(len(selection.rows))]
-    length = max(1, round(float(np.mean(lengths)))) if config is None else config.sequence_length
+    length = MainInput.of(model).mean_tokens(selection.rows) if config is None else config.sequence_length
     goals = search_goals(
         model, space, arguments, metric_name=task.metric_name, greater_is_better=task.greater_is_better,
         metric_scale=task.metric_scale, sequence_length=length, folder=folder,

@@ -10,9 +10,10 @@ from typing import Any
 
 import numpy as np
 from tqdm.auto import tqdm
-from transformers import set_seed
+from transformers import PreTrainedModel, set_seed
 
 from hf_nas.files import write_json
+from hf_nas.main_input import MainInput
 from hf_nas.report import SearchOutcome, hand_over
 from hf_nas.search import Evaluated, SearchResult, is_allowed, search
 from hf_nas.search.moasha import SuccessiveHalving
@@ -28,6 +29,7 @@ from trainer_plugins.task_evaluation import (
     Rows,
     ScoredRows,
     SearchTask,
+    contents_of,
     digest_of,
     precision_of,
     scored,
@@ -70,12 +72,13 @@ def run_standard_nas(
         trainer: holds the pretrained model, the training set and the arguments that each candidate is trained with.
         search_arguments: method, budget, objectives and how to choose. A limit on a size limits both what is searched
             and what is chosen; the largest sub-network is then trained beside the search, for comparison.
-        selection_dataset: tokenised rows on which candidates are compared.
+        selection_dataset: rows on which candidates are compared, as the model reads them: texts tokenised, images as
+            `pixel_values`.
         compute_metrics: as with `Trainer`; may be left out if every data set comes as `ScoredRows`.
         metric_name: which of the metrics is compared.
         greater_is_better: whether a larger one is better.
         metric_scale: the metric's value of a perfect model: 100 for one in percent.
-        report_datasets: tokenised rows that play no part in the search; the front is measured on each in the end, the
+        report_datasets: rows that play no part in the search; the front is measured on each in the end, the
             first one goes into the table.
         output_dir: where to.
 
@@ -143,7 +146,7 @@ def _search(
 ) -> SearchOutcome:
     folder = output_dir / "search"
     space, rows = trainer.searched_space(), task.datasets[None].rows
-    length = max(1, round(float(np.mean([len(rows[index]["input_ids"]) for index in range(len(rows))]))))
+    length = MainInput.of(trainer.model).mean_tokens(rows)
     goals = search_goals(
         trainer.model, space, arguments, metric_name=task.metric_name, greater_is_better=task.greater_is_better,
         metric_scale=task.metric_scale, sequence_length=length, folder=folder,
@@ -190,7 +193,7 @@ def _fingerprint(trainer: SuperNetworkTrainer, task: SearchTask, goals: SearchGo
     return {
         "nas_type": "standard",
         "model_and_data": digest_of(trainer.model, task.datasets[None]),
-        "training_data": _digest_of_rows(trainer.train_dataset),
+        "training_data": _digest_of_rows(trainer.model, trainer.train_dataset),
         "training": {name: arguments[name] for name in TRAINING_KEYS},
         "metric": task.metric_name,
         "precision": precision_of(trainer.args),
@@ -199,11 +202,13 @@ def _fingerprint(trainer: SuperNetworkTrainer, task: SearchTask, goals: SearchGo
     }
 
 
-def _digest_of_rows(rows: Rows) -> str:
+def _digest_of_rows(model: PreTrainedModel, rows: Rows) -> str:
+    main_input = MainInput.of(model)
+    # Images of a training are usually cropped at random, whenever they are read; their labels must do.
+    name = main_input.name if main_input.tokens is None else None
     digest = hashlib.blake2b(digest_size=16)
     for index in np.unique(np.linspace(0, len(rows) - 1, min(len(rows), _DIGESTED_ROWS)).astype(int)).tolist():
-        row = rows[index]
-        digest.update(repr((row.get("input_ids"), row.get("label", row.get("labels")))).encode())
+        digest.update(contents_of(rows[index], name))
     return f"{len(rows)}, {digest.hexdigest()}"
 
 

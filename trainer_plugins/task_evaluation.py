@@ -5,16 +5,27 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
-from transformers import EvalPrediction, TrainingArguments
+from transformers import EvalPrediction, PreTrainedModel, TrainingArguments
 
+from hf_nas.main_input import MainInput
 from hf_nas.search import Evaluated, Racing, Rejected, SuperNetworkEvaluator
 from hf_nas.subnetwork import SubNetwork
 from trainer_plugins.followers import Followers
 from trainer_plugins.super_network_trainer import SuperNetworkTrainer
 
 
-__all__ = ["ScoredRows", "SearchTask", "SelectionEvaluator", "TaskEvaluators", "digest_of", "precision_of", "scored"]
+__all__ = [
+    "ScoredRows",
+    "SearchTask",
+    "SelectionEvaluator",
+    "TaskEvaluators",
+    "contents_of",
+    "digest_of",
+    "precision_of",
+    "scored",
+]
 
 Rows = Sequence[Mapping[str, Any]]
 ComputeMetrics = Callable[[EvalPrediction], Mapping[str, float]]
@@ -25,7 +36,7 @@ class ScoredRows:
     """Rows with a metric of their own, for tasks whose metric needs more of a data set than its labels.
 
     Args:
-        rows: tokenised rows.
+        rows: as the model reads them, texts tokenised.
         compute_metrics: as with `Trainer`.
         digest: a short name for what the metric compares with, by which a resumed search knows it again.
     """
@@ -170,14 +181,31 @@ class SelectionEvaluator:
             self._near = near
 
 
-def digest_of(model: torch.nn.Module, dataset: ScoredRows) -> str:
+def digest_of(model: PreTrainedModel, dataset: ScoredRows) -> str:
     """A short name for these weights and this data, by which a resumed search knows them again."""
     digest = hashlib.blake2b(digest_size=16)
     for name, parameter in sorted(model.named_parameters()):
         digest.update(name.encode())
         digest.update(parameter.detach().float().cpu().contiguous().numpy().tobytes())
+    main_input = MainInput.of(model).name
     for index in range(len(dataset.rows)):
-        row = dataset.rows[index]
-        digest.update(repr((row.get("input_ids"), row.get("label", row.get("labels")))).encode())
+        digest.update(contents_of(dataset.rows[index], main_input))
     digest.update(dataset.digest.encode())
     return digest.hexdigest()
+
+
+def contents_of(row: Mapping[str, Any], main_input: str | None) -> bytes:
+    """What a model reads in a row and what it is to answer, for a digest.
+
+    Args:
+        row: of a data set.
+        main_input: name of the model's; None for what it is to answer alone.
+    """
+    values = (row.get(main_input), row.get("label", row.get("labels")))
+    return repr(tuple(map(_in_full, values))).encode()
+
+
+def _in_full(value: Any) -> Any:
+    """The text of a large array shows only its ends, so that this gives its bytes."""
+    array = value.cpu().numpy() if isinstance(value, torch.Tensor) else value
+    return (array.dtype.str, array.shape, array.tobytes()) if isinstance(array, np.ndarray) else value

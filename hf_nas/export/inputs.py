@@ -6,7 +6,8 @@ from collections.abc import Collection
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from hf_nas.profiling import example_inputs, image_tokens
+from hf_nas.main_input import MainInput
+from hf_nas.profiling import example_inputs
 
 
 __all__ = ["dynamic_shapes", "input_names", "longest_input", "text_inputs"]
@@ -94,7 +95,7 @@ def dynamic_shapes(inputs: dict[str, torch.Tensor]) -> dict[str, dict[int, objec
 
 
 def _length_for(model: PreTrainedModel, length: int) -> int:
-    return image_tokens(model) if model.main_input_name == "pixel_values" else length
+    return MainInput.of(model).tokens or length
 
 
 def _position_tables(model: PreTrainedModel) -> list[torch.nn.Embedding]:

@@ -10,6 +10,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from hf_nas.gates import Gates, head_rows
+from hf_nas.main_input import MainInput
 from hf_nas.structures import ModelStructure, SubLayer
 from hf_nas.subnetwork import SubNetwork, kept_ids
 
@@ -57,7 +58,7 @@ def head_gradient(
     device = next(model.parameters()).device
     gates = {row.name: _gate(row, kept).to(device).requires_grad_() for row in rows}
     total = torch.zeros(sum(row.units for row in rows), dtype=torch.double)
-    was_training, count = model.training, 0
+    was_training, count, main_input = model.training, 0, MainInput.of(model)
     model.eval()
     try:
         with Gates(model, gates), torch.enable_grad():
@@ -70,7 +71,7 @@ def head_gradient(
                         )
                     gradients = torch.autograd.grad(loss, list(gates.values()))
                     total += torch.cat(gradients).abs().double().cpu()
-                    count += 1 if per_example else _tokens(part)
+                    count += 1 if per_example else _tokens(main_input, part)
     finally:
         model.train(was_training)
     if distributed:
@@ -103,15 +104,18 @@ def _examples(batch: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
         }
 
 
-def _tokens(batch: Mapping[str, Any]) -> int:
+def _tokens(main_input: MainInput, batch: Mapping[str, Any]) -> int:
     """Number of tokens that attention sees; all of them where a batch has no attention mask."""
     if "attention_mask" in batch:
         return int(batch["attention_mask"].sum())
-    if "input_ids" in batch:
-        return batch["input_ids"].numel()
-    raise ValueError(
-        f"The tokens of a batch of {sorted(batch)} cannot be counted; give input_ids or an attention_mask with it."
-    )
+    if main_input.name not in batch:
+        raise ValueError(
+            f"The tokens of a batch of {sorted(batch)} cannot be counted; give {main_input.name} or an attention_mask "
+            "with it."
+        )
+    if main_input.tokens is not None:
+        return len(batch[main_input.name]) * main_input.tokens
+    return batch[main_input.name].numel()
 
 
 def _sum_over_processes(total: torch.Tensor, count: int, device: torch.device) -> tuple[torch.Tensor, int]:

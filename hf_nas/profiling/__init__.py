@@ -1,13 +1,6 @@
 """What a sub-network costs: parameters, operations and memory counted without building it, and measured latency."""
 
-from hf_nas.profiling.latency import (
-    Latency,
-    example_inputs,
-    image_tokens,
-    measure_latencies,
-    measure_latency,
-    time_interleaved,
-)
+from hf_nas.profiling.latency import Latency, example_inputs, measure_latencies, measure_latency, time_interleaved
 from hf_nas.profiling.latency_table import LatencyError, LatencyTable
 from hf_nas.profiling.memory import MemoryTable, peak_activation_bytes
 from hf_nas.profiling.probes import LatencyPlan, shrink
@@ -25,7 +18,6 @@ __all__ = [
     "SizeTable",
     "UnitCosts",
     "example_inputs",
-    "image_tokens",
     "linear_costs",
     "mac_costs",
     "measure_latencies",

@@ -18,6 +18,8 @@ from torch import nn
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
+from hf_nas.main_input import MainInput
+
 
 __all__ = [
     "Clock",
@@ -25,7 +27,6 @@ __all__ = [
     "describe_machine",
     "evaluation_mode",
     "example_inputs",
-    "image_tokens",
     "levelled_medians",
     "measure_latencies",
     "measure_latency",
@@ -240,8 +241,8 @@ def example_inputs(
         decoder_length: tokens a row of the decoder of an encoder-decoder, by default the same.
 
     Raises:
-        ValueError: for sizes below 1, more tokens than the model has positions for, or a model that does not read
-            token ids or has no decoder of its own length.
+        ValueError: for sizes below 1, more tokens than the model has positions for or not those of an image, a model
+            that reads neither token ids nor images of one size, or one that has no decoder of its own length.
     """
     class_name, config = type(model).__name__, model.config
     accepted = inspect.signature(type(model).forward).parameters
@@ -250,10 +251,11 @@ def example_inputs(
     ):  # fmt: skip
         if value is not None and value < 1:
             raise ValueError(f"The {name} is {value}; give 1 or more.")
-    if model.main_input_name == "pixel_values":
-        return _example_images(model, batch_size, sequence_length, decoder_length)
-    if "input_ids" not in accepted or getattr(config, "vocab_size", None) is None:
-        raise ValueError(f"{class_name} does not read token ids; give a model of text.")
+    main_input = MainInput.of(model)
+    main_input.check_length(sequence_length)
+    reads_images = main_input.name == "pixel_values" and main_input.tokens is not None
+    if not reads_images and ("input_ids" not in accepted or getattr(config, "vocab_size", None) is None):
+        raise ValueError(f"{class_name} reads neither token ids nor images of one size; give a model that does.")
     # Bart and T5 make the input of the decoder themselves when they classify or look for answers.
     derived = any(word in class_name for word in ("SequenceClassification", "QuestionAnswering"))
     takes_decoder = config.is_encoder_decoder and "decoder_input_ids" in accepted and not derived
@@ -262,6 +264,8 @@ def example_inputs(
             f"decoder_length is {decoder_length}, but {class_name} has no decoder input of a length of its own; leave "
             "it out."
         )
+    if reads_images:
+        return _example_images(model, batch_size)
     decoder_length = decoder_length or sequence_length
     positions = getattr(config, "max_position_embeddings", None)
     longest = max(sequence_length, decoder_length)
@@ -292,35 +296,10 @@ def example_inputs(
     return inputs
 
 
-def _pair(size: int | Sequence[int]) -> tuple[int, int]:
-    return (size, size) if isinstance(size, int) else tuple(size)
-
-
-def image_tokens(model: PreTrainedModel) -> int:
-    """Number of tokens that a model like ViT makes of an image: one for each patch, one for the whole.
-
-    Raises:
-        ValueError: if its configuration does not state the sizes of images and patches.
-    """
-    sizes = [getattr(model.config, field, None) for field in ("image_size", "patch_size")]
-    if None in sizes:
-        raise ValueError(f"{type(model).__name__} states no image_size or no patch_size; give a model like ViT.")
-    (height, width), patch = map(_pair, sizes)
-    return (height // patch[0]) * (width // patch[1]) + 1
-
-
-def _example_images(
-    model: PreTrainedModel, batch_size: int, sequence_length: int, decoder_length: int | None
-) -> dict[str, Any]:
-    config, tokens = model.config, image_tokens(model)
-    height, width = _pair(config.image_size)
-    if sequence_length != tokens or decoder_length is not None:
-        raise ValueError(
-            f"A {type(model).__name__} for images of {height} x {width} reads {tokens} tokens, not {sequence_length}; "
-            f"give the sequence_length {tokens} and no decoder_length."
-        )
-    generator = torch.Generator().manual_seed(0)
-    images = torch.randn(batch_size, config.num_channels, height, width, generator=generator)
+def _example_images(model: PreTrainedModel, batch_size: int) -> dict[str, Any]:
+    size, channels = model.config.image_size, model.config.num_channels
+    height, width = (size, size) if isinstance(size, int) else size
+    images = torch.randn(batch_size, channels, height, width, generator=torch.Generator().manual_seed(0))
     return {"pixel_values": images.to(model.device, model.dtype)}
 
 

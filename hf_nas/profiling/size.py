@@ -7,6 +7,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from hf_nas.main_input import MainInput
 from hf_nas.ops import output_size
 from hf_nas.profiling.position_costs import PositionCost, position_cost
 from hf_nas.resize import own_position_bias
@@ -210,6 +211,7 @@ class SizeTable:
 
     def __init__(self, model: PreTrainedModel):
         self.structure = describe(model)
+        self.main_input = MainInput.of(model)
         self._costs = tuple(_sub_layer_cost(model, sub_layer) for sub_layer in self.structure)
         tables = _position_bias_tables(model, self.structure)
         self._shared_tables = {stack: table.weight.numel() for stack, table in tables.items()}
@@ -270,7 +272,11 @@ class SizeTable:
             sequence_length: number of tokens, of the encoder if there is one; of an image, its patches and the first
                 token, which stands for all of it.
             decoder_length: number of tokens of the decoder of an encoder-decoder, by default the same.
+
+        Raises:
+            ValueError: for another number of tokens than every image has.
         """
+        self.main_input.check_length(sequence_length)
         lengths = {"encoder": sequence_length, "decoder": sequence_length}
         encoder_decoder = len(self.structure.family.stacks) > 1
         if encoder_decoder and decoder_length is not None:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from torch import nn
 from transformers import PreTrainedModel
 
+from hf_nas.main_input import MainInput
 from hf_nas.ops import output_size
 from hf_nas.profiling.position_costs import position_cost
 from hf_nas.structures import ModelStructure, SubLayer, describe
@@ -167,8 +168,9 @@ def mac_costs(model: PreTrainedModel, sequence_length: int, decoder_length: int 
         decoder_length: number of tokens of the decoder of an encoder-decoder, by default the same.
 
     Raises:
-        ValueError: if a length is not positive or the model has no units.
+        ValueError: if a length is not positive or not that of every image, or the model has no units.
     """
+    MainInput.of(model).check_length(sequence_length)
     decoder_length = sequence_length if decoder_length is None else decoder_length
     if min(sequence_length, decoder_length) < 1:
         raise ValueError(f"The sequence lengths are {sequence_length} and {decoder_length}; give positive ones.")

@@ -14,6 +14,7 @@ from transformers.utils import find_labels
 
 from hf_nas.elastic import SuperNetwork
 from hf_nas.elastic.prefix import PrefixCache
+from hf_nas.main_input import MainInput
 from hf_nas.search.evaluation.batches import Batch, DataCollator, batch_factor, in_order, join, make_batches, to_array
 from hf_nas.search.evaluation.racing import Racing, Rejected, Rival
 from hf_nas.search.evaluation.ranks import Gather, Ranks
@@ -41,16 +42,17 @@ def _logits(outputs: Any) -> torch.Tensor:
 
 
 class SuperNetworkEvaluator:
-    """Computes the metrics of sub-networks on a tokenised data set.
+    """Computes the metrics of sub-networks on a data set of texts or images, as the model reads them.
 
-    The rows are sorted by length, padded batch by batch and put on the device once; a call is then one forward pass a
-    batch, and the metric. A sub-network that begins like an earlier one starts at the first layer that differs, which
-    changes no bit of the result. Decoders build no key-value cache.
+    The rows are sorted by their number of tokens, padded batch by batch and put on the device once (images, which all
+    have the same number, stay in order); a call is then one forward pass a batch, and the metric. A sub-network that
+    begins like an earlier one starts at the first layer that differs, which changes no bit of the result. Decoders
+    build no key-value cache.
 
     Args:
         super_network: whose sub-networks are measured; it must be able to `activate` and tell its `active` one.
-        dataset: rows with `input_ids`, with further inputs of the model and with the labels; columns that the model
-            does not take are left out.
+        dataset: rows with the main input of the model (`input_ids`, `pixel_values`), with its further inputs and with
+            the labels; columns that the model does not take are left out.
         data_collator: makes a padded batch of tensors of a list of rows.
         compute_metrics: takes an `EvalPrediction` in the order of the data set, as with `Trainer`.
         batch_size: rows a forward pass.
@@ -73,7 +75,7 @@ class SuperNetworkEvaluator:
         distributed: take rank, world size and gathering from `torch.distributed` where that is initialised.
 
     Raises:
-        ValueError: for a data set without rows or without `input_ids`, or options that do not fit.
+        ValueError: for a data set without rows or without the main input, or options that do not fit.
     """
 
     def __init__(
@@ -124,18 +126,20 @@ class SuperNetworkEvaluator:
         # In the order of the model's arguments: metrics of spans rely on the start before the end.
         self._label_names = [*find_labels(type(model)), "label", "label_ids"]
         columns = {*arguments, *self._label_names}
-        self._rows = [
-            {name: value for name, value in dataset[i].items() if name in columns} for i in range(len(dataset))
-        ]
-        if "input_ids" not in self._rows[0]:
-            raise ValueError(
-                f"The data set has the columns {sorted(dataset[0])} but no 'input_ids'; tokenise it first."
-            )
-        self._longest = max(len(row["input_ids"]) for row in self._rows)
+        main_input = MainInput.of(model)
+        self._rows: list[dict[str, Any]] = []
+        self._lengths: list[int] = []
+        for index in range(len(dataset)):
+            row = dataset[index]
+            self._lengths.append(main_input.tokens_of(row))
+            self._rows.append({name: value for name, value in row.items() if name in columns})
         count = len(self._rows)
         self._parts = [np.arange(count)] if self.racing is None else self.racing.parts_of(count)
         self._batches: dict[int, list[list[Batch]]] = {}
         self._labels = in_order([self._labels_of(part) for part in self._batches_of(1)])
+        if not grow_batches:
+            # Batches of another size are never made of them, and images take as much memory as their batches.
+            self._rows.clear()
 
     def __call__(self, sub_network: SubNetwork) -> dict[str, float]:
         """The metrics of a sub-network. The model's mode and its active sub-network are as before afterwards.
@@ -218,7 +222,8 @@ class SuperNetworkEvaluator:
     def _factor(self, sub_network: SubNetwork) -> int:
         if not self._grow_batches:
             return 1
-        factor = batch_factor(self.super_network.model, self.super_network.structure, sub_network, self._longest)
+        longest = max(self._lengths)
+        factor = batch_factor(self.super_network.model, self.super_network.structure, sub_network, longest)
         # Beyond one batch for the largest part there is nothing to gain.
         return min(factor, -(-max(map(len, self._parts)) // self._batch_size))
 
@@ -228,6 +233,7 @@ class SuperNetworkEvaluator:
             self._batches[factor] = [
                 make_batches(
                     self._rows,
+                    self._lengths,
                     part,
                     self._data_collator,
                     factor * self._batch_size,
@@ -287,10 +293,10 @@ class SuperNetworkEvaluator:
         prediction = EvalPrediction(predictions=in_order(outputs, places), label_ids=labels)
         scores = self.racing.example_scores(prediction)
         in_random_order = scores[np.searchsorted(places, order)]
-        if not self.racing.is_lost(in_random_order, len(self._rows), rival):
+        if not self.racing.is_lost(in_random_order, len(self._lengths), rival):
             return None
         estimate = float(scores.mean() * self.racing.scale)
-        return Rejected(self.racing.metric, estimate, count, len(self._rows), place)
+        return Rejected(self.racing.metric, estimate, count, len(self._lengths), place)
 
     def _autocast(self) -> AbstractContextManager:
         if self.precision is None:

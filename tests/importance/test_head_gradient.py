@@ -42,14 +42,15 @@ def slope(model, structure, inputs, name: str, unit: int, size: float = 1e-3, at
     return (losses[1] - losses[0]) / (2 * size)
 
 
-@pytest.mark.parametrize("name", ["bert", "llama", "bart", "t5", "marian"])
+@pytest.mark.parametrize("name", ["bert", "vit", "llama", "bart", "t5", "marian"])
 def test_it_is_the_absolute_gradient_of_each_batch_over_the_tokens(name) -> None:
     model = zoo.build(name).double()
     structure, inputs = describe(model), zoo.inputs_for(model, labels=True)
     batches = [rows_of(inputs, slice(0, 2)), rows_of(inputs, slice(2, 3))]
     scores = head_gradient(model, structure, batches)
     assert list(scores) == [row.name for row in head_rows(structure)]
-    tokens = int(inputs["attention_mask"].sum())
+    # Images have no mask: each is 3 x 3 patches and the token of the whole.
+    tokens = 3 * 10 if name == "vit" else int(inputs["attention_mask"].sum())
     for row in head_rows(structure):
         assert scores[row.name].shape == (row.units,) and bool((scores[row.name] >= 0).all())
         unit = row.layer % row.units

@@ -14,7 +14,6 @@ from hf_nas.profiling.latency import (
     describe_machine,
     evaluation_mode,
     example_inputs,
-    image_tokens,
     levelled_medians,
     measure_latencies,
     measure_latency,
@@ -150,11 +149,14 @@ def test_images() -> None:
     assert name == "pixel_values" and images.shape == (3, 3, 12, 12)
     assert model(pixel_values=images).logits.shape == (3, 3)
     assert measure_latency(model, sequence_length=10, repeats=1, warm_up=1).sequence_length == 10
-    assert image_tokens(zoo.build("vit", image_size=[8, 12], patch_size=[2, 4])) == 4 * 3 + 1
-    with pytest.raises(ValueError, match="BertForSequenceClassification states no image_size or no patch_size"):
-        image_tokens(zoo.build("bert"))
+    assert example_inputs(zoo.build("vit", image_size=[8, 12], patch_size=[2, 4]), 1, 13)["pixel_values"].shape[2] == 8
     with pytest.raises(ValueError, match="images of 12 x 12 reads 10 tokens, not 128; give the sequence_length 10"):
         example_inputs(model, 3, 128)
+    with pytest.raises(ValueError, match="ViTForImageClassification has no decoder input of a length of its own"):
+        example_inputs(model, 3, 10, 10)
+    model.main_input_name = "input_values"
+    with pytest.raises(ValueError, match="reads neither token ids nor images of one size"):
+        example_inputs(model, 3, 10)
 
 
 def test_inputs_that_do_not_exist() -> None:

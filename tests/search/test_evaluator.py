@@ -10,6 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import BertConfig, BertForQuestionAnswering
 
 from hf_nas.elastic import SuperNetwork
+from hf_nas.main_input import MainInput
 from hf_nas.search import SuperNetworkEvaluator
 from hf_nas.search.evaluation import batch_factor
 from hf_nas.subnetwork import SubNetwork
@@ -158,17 +159,20 @@ class PeakMemory(TorchDispatchMode):
         return outputs
 
 
-@pytest.mark.parametrize("name", ["bert", "llama", "t5"])
+@pytest.mark.parametrize("name", ["bert", "electra", "vit", "llama", "t5"])
 def test_grown_batches_need_no_more_activation_memory_than_the_full_network(name):
     super_network = SuperNetwork(zoo.build(name, "eager", intermediate_size=256, d_ff=256))
-    model, length = super_network.model, 24
+    model = super_network.model
+    length = MainInput.of(model).tokens or 24
 
     def peak(sub_network: SubNetwork, rows: int) -> int:
         inputs = zoo.inputs_for(model, batch=rows, length=length)
-        inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
+        if name != "vit":
+            inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
+        options = {"use_cache": False} if name in ("llama", "t5") else {}
         with super_network.activated(sub_network), torch.no_grad():
             with PeakMemory(*model.parameters(), *model.buffers(), *inputs.values()) as memory:
-                model.base_model(**inputs, use_cache=False) if name != "bert" else model.base_model(**inputs)
+                model.base_model(**inputs, **options)
         return memory.peak
 
     factors = set()

@@ -249,8 +249,9 @@ def test_multiples_and_parameters() -> None:
 def test_every_family(name: str) -> None:
     model = zoo.build(name)
     structure = describe(model)
+    length = 10 if name == "vit" else 16
     scores = random_scores(model)
-    made = generate_space(scores, model, 16, count=4, tolerance=0.1, decoder_length=8)
+    made = generate_space(scores, model, length, count=4, tolerance=0.1, decoder_length=8)
     assert len(made.networks) == 4
     assert [n.macs for n in made.networks] == sorted(n.macs for n in made.networks)
     reorder(model, structure, unit_scores(scores, structure))
@@ -259,12 +260,12 @@ def test_every_family(name: str) -> None:
         for sub_network in (made.space.smallest, made.space.largest):
             super_network.activate(sub_network)
             assert torch.isfinite(zoo.logits(model, inputs)).all()
-    nothing = network_at(scores, model, math.inf, 16)
+    nothing = network_at(scores, model, math.inf, length)
     assert set(nothing.skipped) == set(structure.names)
     for sub_layer in structure:
         keeps_norm = sub_layer.layout.norm_only and not sub_layer.layout.is_attention
         assert nothing.sub_network[sub_layer.name] == (NORM_ONLY if keeps_norm else None)
-    assert network_at(scores, model, -math.inf, 16).sub_network == SubNetwork.full(structure)
+    assert network_at(scores, model, -math.inf, length).sub_network == SubNetwork.full(structure)
 
 
 def test_arguments_are_checked() -> None:

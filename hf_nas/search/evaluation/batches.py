@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from hf_nas.ops import output_size
 from hf_nas.structures import ModelStructure, SubLayer
 from hf_nas.subnetwork import SubNetwork, kept_ids
 
@@ -41,6 +42,7 @@ class Batch:
 
 def make_batches(
     rows: Sequence[dict[str, Any]],
+    lengths: Sequence[int],
     part: np.ndarray,
     data_collator: DataCollator,
     batch_size: int,
@@ -49,10 +51,11 @@ def make_batches(
     name: tuple[int, int],
     is_mine: Callable[[int], bool],
 ) -> list[Batch]:
-    """Put rows of about the same length into the same batch, the longest first.
+    """Put rows of about the same length into the same batch, the longest first; rows of one length keep their order.
 
     Args:
-        rows: of the data set, with `input_ids`.
+        rows: of the data set.
+        lengths: of the rows, in tokens.
         part: places of the rows to batch.
         data_collator: makes a padded batch of tensors of a list of rows.
         batch_size: rows a batch.
@@ -61,7 +64,7 @@ def make_batches(
         name: beginning of the batches' names.
         is_mine: whether this process evaluates the batch with this number.
     """
-    order = sorted(part.tolist(), key=lambda place: len(rows[place]["input_ids"]), reverse=True)
+    order = sorted(part.tolist(), key=lengths.__getitem__, reverse=True)
     batches = []
     for number, start in enumerate(range(0, len(order), batch_size)):
         places = order[start : start + batch_size]
@@ -130,7 +133,8 @@ def batch_factor(model: PreTrainedModel, structure: ModelStructure, sub_network:
         sub_network: of the model.
         length: of the longest sequence.
     """
-    always = 6 * model.get_input_embeddings().weight.shape[1] + 2 * length
+    readers = [s.module(model.base_model, s.layout.reader) for s in structure if not (s.skipped or s.norm_only)]
+    always = 6 * max(map(output_size, readers), default=0) + 2 * length
     costs = [_features_of_unit(model.base_model, sub_layer, length) for sub_layer in structure]
     full = max((cost * sub_layer.units for cost, sub_layer in zip(costs, structure)), default=0)
     widest = max((cost * len(kept_ids(kept)) for cost, kept in zip(costs, sub_network.kept)), default=0)

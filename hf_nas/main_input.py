@@ -1,0 +1,103 @@
+"""What a model reads first, texts as token ids or images as pixels, and how many tokens its layers make of it."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from transformers import PreTrainedModel
+
+
+__all__ = ["MainInput", "image_tokens"]
+
+TOKENS = "input_ids"
+IMAGES = "pixel_values"
+# How a row gets what it lacks.
+_ADVICE = {TOKENS: "tokenise it first", IMAGES: "pass its images through the image processor first"}
+
+
+@dataclass(frozen=True)
+class MainInput:
+    """The input of a model that is never left out, `main_input_name` in transformers.
+
+    Args:
+        name: of the argument, e.g. `"input_ids"` or `"pixel_values"`.
+        tokens: of every row, where the configuration fixes their number (images); None where rows differ (texts).
+        reader: what reads it, for messages.
+    """
+
+    name: str
+    tokens: int | None
+    reader: str
+
+    @classmethod
+    def of(cls, model: PreTrainedModel) -> "MainInput":
+        """That of a model."""
+        name, reader = model.main_input_name, type(model).__name__
+        sizes = _image_and_patch(model) if name == IMAGES else None
+        if sizes is None:
+            return cls(name, None, reader)
+        height, width = sizes[0]
+        return cls(name, image_tokens(model), f"{reader} for images of {height} x {width}")
+
+    def tokens_of(self, row: Mapping[str, Any]) -> int:
+        """Number of tokens that the layers of the model compute on for one row of a data set.
+
+        Args:
+            row: as the model's collator takes it; of several choices the longest one counts.
+
+        Raises:
+            ValueError: if the row lacks the main input, or its tokens cannot be counted.
+        """
+        if self.name not in row:
+            advice = _ADVICE.get(self.name, "give it that column")
+            raise ValueError(f"The data set has the columns {sorted(row)} but no {self.name!r}; {advice}.")
+        if self.tokens is not None:
+            return self.tokens
+        if self.name != TOKENS:
+            raise ValueError(
+                f"{self.reader} reads {self.name!r}, whose tokens hf-nas cannot count; give a model that reads "
+                f"{TOKENS!r}, or {IMAGES!r} of the sizes that its configuration states."
+            )
+        ids = row[TOKENS]
+        return max(map(len, ids)) if len(ids) and np.ndim(ids[0]) else len(ids)
+
+    def mean_tokens(self, rows: Sequence[Mapping[str, Any]]) -> int:
+        """Mean number of tokens of rows, rounded, at least 1; rows that all have the same number are not looked at.
+
+        Raises:
+            ValueError: as [`tokens_of`] does.
+        """
+        if self.tokens is not None:
+            return self.tokens
+        return max(1, round(float(np.mean([self.tokens_of(rows[index]) for index in range(len(rows))]))))
+
+    def check_length(self, sequence_length: int) -> None:
+        """Raise a `ValueError` if no row of this model has so many tokens."""
+        if self.tokens not in (None, sequence_length):
+            raise ValueError(
+                f"A {self.reader} reads {self.tokens} tokens, not {sequence_length}; give the sequence_length "
+                f"{self.tokens}."
+            )
+
+
+def image_tokens(model: PreTrainedModel) -> int:
+    """Number of tokens that a model like ViT makes of an image: one for each patch, one for the whole.
+
+    Raises:
+        ValueError: if its configuration does not state the sizes of images and patches.
+    """
+    sizes = _image_and_patch(model)
+    if sizes is None:
+        raise ValueError(f"{type(model).__name__} states no image_size or no patch_size; give a model like ViT.")
+    (height, width), patch = sizes
+    return (height // patch[0]) * (width // patch[1]) + 1
+
+
+def _image_and_patch(model: PreTrainedModel) -> tuple[tuple[int, int], tuple[int, int]] | None:
+    """Height and width of images and of patches, where the configuration states both."""
+    sizes = [getattr(model.config, field, None) for field in ("image_size", "patch_size")]
+    if None in sizes:
+        return None
+    image, patch = ((size, size) if isinstance(size, int) else tuple(size) for size in sizes)
+    return image, patch
