@@ -16,7 +16,7 @@ from train_step import MODELS
 from transformers import BertConfig, BertForSequenceClassification, PreTrainedModel
 
 from hf_nas import SizeTable, SubNetwork, extract
-from hf_nas.cli.models import load_model
+from hf_nas.extraction.stored_models import load_model
 from hf_nas.files import write_json
 from hf_nas.profiling import LatencyTable
 from hf_nas.space import get_sampler, get_search_space

@@ -14,8 +14,15 @@ from transformers import Trainer
 from transformers.trainer_utils import HubStrategy
 from transformers.utils import hub
 
-from hf_nas.cli.report import add_profile
-from hf_nas.report import CardFacts, RunFolder, find_run_folder, find_small_model, write_model_card, write_page
+from hf_nas.report import (
+    CardFacts,
+    RunFolder,
+    add_profile,
+    find_run_folder,
+    find_small_model,
+    write_model_card,
+    write_page,
+)
 from hf_nas.report.base_model import public_name
 
 

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel, Trainer, TrainingArguments, set_seed
 
 from trainer_plugins.arguments import NasArguments
 from trainer_plugins.cofi import run_pruning
-from trainer_plugins.eftnas import SuperNetworkPlan, plan_super_network
+from trainer_plugins.eftnas import plan_super_network
 from trainer_plugins.head_pruning import run_head_pruning
 from trainer_plugins.head_pruning_checks import check_fine_tuned
 from trainer_plugins.model_card import SmallModelHub
@@ -110,68 +110,62 @@ def hold_out(
     return train, take(selection, nas.search.max_selection_samples)
 
 
-def prepare_training(
+def train_or_prune(
     nas: NasArguments,
     run: Run,
     training: TrainingArguments,
     model: PreTrainedModel,
+    arguments: PretrainedArguments,
+    *,
     pretrained: Callable[[], PreTrainedModel],
     auto_class: type,
-    arguments: PretrainedArguments,
+    trainer_class: type[SuperNetworkTrainer],
+    pruning_class: type[PruningTrainer],
+    sequence_length: int,
+    train_dataset: Any,
+    data_collator: Any,
+    processing_class: Any,
     **options: Any,
-) -> tuple[PreTrainedModel | None, SuperNetworkPlan]:
-    """What comes before a training: the folder claimed, the teacher loaded, a super-network planned.
+) -> tuple[Trainer, Path] | None:
+    """Train the model or a super-network as far as `--do_train` asks for it, or prune the model.
+
+    Before, the folder of the run is claimed, the teacher loaded, and a super-network planned: its importance is
+    learnt, and its search space and stages follow from that.
 
     Args:
         nas: the arguments of ours.
         run: that begins.
         training: the arguments of Trainer.
         model: as it was loaded.
-        pretrained: loads the pretrained model again.
-        auto_class: of the task.
         arguments: with the options for the Hub.
-        options: of [`plan_super_network`]: sequence length, data, collator and tokenizer.
+        pretrained: loads the pretrained model again.
+        auto_class: of the task, for the teacher.
+        trainer_class: of the task.
+        pruning_class: of the task, for a pruning.
+        sequence_length: tokens of a sequence.
+        train_dataset: tokenized, where something is trained.
+        data_collator: of the task.
+        processing_class: the tokenizer.
+        options: of either class of trainers: what it evaluates on, and how.
 
     Returns:
-        The teacher, if one is named and something is to be trained, and the plan.
+        A trainer that holds the model to evaluate, and the folder of that model; None if importance is all that is
+        asked for.
     """
     run.claim(training)
     trains = (training.do_train or is_standard_nas(nas)) and not run.is_trained
     teacher = load_teacher(nas, auto_class, arguments) if trains else None
-    return teacher, plan_super_network(
-        nas, training, model, pretrained, teacher=teacher, distillation=nas.distillation, **options
-    )
-
-
-def train_or_prune(
-    nas: NasArguments,
-    run: Run,
-    training: TrainingArguments,
-    model: PreTrainedModel,
-    plan: SuperNetworkPlan,
-    *,
-    trainer_class: type[SuperNetworkTrainer],
-    pruning_class: type[PruningTrainer],
-    sequence_length: int,
-    **options: Any,
-) -> tuple[Trainer, Path]:
-    """Train the model or a super-network as far as `--do_train` asks for it, or prune the model.
-
-    Args:
-        nas: the arguments of ours.
-        run: that began.
-        training: the arguments of Trainer.
-        model: as it was loaded.
-        plan: of the super-network.
-        trainer_class: of the task.
-        pruning_class: of the task, for a pruning.
-        sequence_length: tokens of a sequence.
-        options: of either class: data, collator, metric, tokenizer, teacher.
-
-    Returns:
-        A trainer that holds the model to evaluate, and the folder of that model.
-    """
-    options |= {"distillation": nas.distillation}
+    data = {
+        "train_dataset": train_dataset,
+        "data_collator": data_collator,
+        "processing_class": processing_class,
+        "teacher": teacher,
+        "distillation": nas.distillation,
+    }
+    plan = plan_super_network(nas, training, model, pretrained, sequence_length=sequence_length, **data)
+    if nas.eftnas.only_generate_importance_weight:
+        return None
+    options |= data
     if nas.prunes:
         outcome = prune(
             nas, model, training, sequence_length=sequence_length, record=run.arguments, trainer_class=pruning_class,

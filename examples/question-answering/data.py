@@ -9,15 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from datasets import Dataset, Features, List, Value, load_dataset
+from datasets import Dataset, Features, List, Value
 from datasets.exceptions import DatasetGenerationError
 
 from trainer_plugins.script_arguments import FILE_TYPES
+from trainer_plugins.script_data import check_not_empty, missing_split, read_splits, read_table, unreadable
 
 
 logger = logging.getLogger(__name__)
 
-ROLES = ("train", "validation", "test")
 TEXT = Value("string")
 ANSWERS = {"text": List(TEXT), "answer_start": List(Value("int32"))}
 FEATURES = Features({"id": TEXT, "title": TEXT, "context": TEXT, "question": TEXT, "answers": ANSWERS})
@@ -54,14 +54,11 @@ def load_data(
     Raises:
         ValueError: if a needed split or column is missing, or a row is not what it should be.
     """
-    splits = read_splits(arguments, cache_dir, token)
+    splits = read_splits(arguments, cache_dir, token, read_file)
     data = QuestionData()
     for role in needed:
         if role not in splits:
-            raise ValueError(
-                f"The run needs a {role} split and the data have only {', '.join(splits) or 'none'}; add it, for "
-                f"example with --{role}_file, or leave out what needs it."
-            )
+            raise missing_split(role, splits)
         dataset = to_standard(role, splits[role])
         if role == "test":
             data.test_is_labelled = any(len(answers["text"]) for answers in dataset["answers"])
@@ -69,22 +66,6 @@ def load_data(
         check_rows(role, dataset, is_labelled, arguments.version_2_with_negative)
         setattr(data, role, dataset)
     return data
-
-
-def read_splits(arguments: Any, cache_dir: str | None, token: str | None) -> dict[str, Dataset]:
-    """All splits that there are, as they are."""
-    if arguments.dataset_name is not None:
-        hub = (arguments.dataset_name, arguments.dataset_config_name)
-        return dict(load_dataset(*hub, cache_dir=cache_dir, token=token))
-    files = {role: getattr(arguments, f"{role}_file") for role in ROLES}
-    files = {role: Path(path) for role, path in files.items() if path is not None}
-    if arguments.data_dir is not None:
-        folder = Path(arguments.data_dir)
-        files = {role: folder / f"{role}.parquet" for role in ROLES if (folder / f"{role}.parquet").is_file()}
-        if not files:
-            wanted = ", ".join(f"{role}.parquet" for role in ROLES)
-            raise ValueError(f"--data_dir '{folder}' has none of {wanted}; give a folder that does.")
-    return {role: read_file(path, cache_dir) for role, path in files.items()}
 
 
 def read_file(path: Path, cache_dir: str | None = None) -> Dataset:
@@ -96,21 +77,18 @@ def read_file(path: Path, cache_dir: str | None = None) -> Dataset:
     Raises:
         ValueError: if it is none of these.
     """
-    kind = FILE_TYPES[path.suffix.lower()]
+    if FILE_TYPES[path.suffix.lower()] != "json":
+        return read_table(path, cache_dir)
+    # `datasets` knows neither kind of nesting. The digest makes a changed file another data set in its cache.
+    digest = hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest()
+    names = {"path": str(path), "digest": digest}
     try:
-        if kind == "json":
-            # `datasets` knows neither kind of nesting. The digest makes a changed file another data set in its cache.
-            digest = hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest()
-            names = {"path": str(path), "digest": digest}
-            return Dataset.from_generator(read_json, gen_kwargs=names, features=FEATURES, cache_dir=cache_dir)
-        # A text that reads "null" or "NA" is a text.
-        options = {"keep_default_na": False} if kind == "csv" else {}
-        return load_dataset(kind, data_files={"train": str(path)}, split="train", cache_dir=cache_dir, **options)
+        return Dataset.from_generator(read_json, gen_kwargs=names, features=FEATURES, cache_dir=cache_dir)
     except (DatasetGenerationError, ValueError) as error:
         reason = error.__cause__ or error
-        if kind == "json" and isinstance(reason, ValueError):
+        if isinstance(reason, ValueError):
             raise reason from None
-        raise ValueError(f"'{path}' cannot be read as {kind.upper()} ({reason}); correct the file.") from error
+        raise unreadable(path, error) from error
 
 
 def read_json(path: str, digest: str = "") -> Iterator[dict[str, Any]]:
@@ -201,8 +179,7 @@ def to_standard(role: str, dataset: Dataset) -> Dataset:
                 f"The {role} split has no column '{name}'; it has {', '.join(dataset.column_names)} and needs id, "
                 "context, question and answers: rename its columns."
             )
-    if len(dataset) == 0:
-        raise ValueError(f"The {role} split has no rows; give one that does.")
+    check_not_empty(role, dataset)
     if dataset.features == FEATURES and not any(each.null_count for each in dataset.data.table.flatten().columns):
         return dataset
 

@@ -9,7 +9,7 @@ from typing import Any
 from datasets import ClassLabel, Dataset, Features, Value, load_dataset
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
-from trainer_plugins.script_arguments import FILE_TYPES
+from trainer_plugins.script_data import ROLES, check_not_empty, files_in, missing_split, read_table
 
 
 SENTENCES = ("sentence1", "sentence2")
@@ -128,10 +128,7 @@ def load_data(
     # Own data say in their training set which labels there are.
     for role in needed if task else ("train", *needed):
         if not any(name in splits for name in names[role]):
-            raise ValueError(
-                f"The run needs a {' or '.join(names[role]) or 'unlabelled test'} split and the data have only "
-                f"{', '.join(splits) or 'none'}; add it, for example with --{role}_file, or leave out what needs it."
-            )
+            raise missing_split(role, splits, " or ".join(names[role]) or "unlabelled test")
     columns = task.columns if task else find_text_columns(splits["train"])
     labels = task.labels if task else find_labels(splits["train"])
     own_metric = "accuracy" if labels else "mse"
@@ -161,27 +158,15 @@ def read_splits(
         return demo_data()
     files = {}
     if arguments.data_dir is not None:
-        folder = Path(arguments.data_dir)
-        wanted = [f"{name}.parquet" for role in names.values() for name in role]
-        files = {name.removesuffix(".parquet"): folder / name for name in wanted if (folder / name).is_file()}
-        if not files:
-            raise ValueError(f"--data_dir '{folder}' has none of {', '.join(wanted)}; give a folder that does.")
-    for role in ("train", "validation", "test"):
+        files = files_in(arguments.data_dir, [name for role in names.values() for name in role])
+    for role in ROLES:
         path = getattr(arguments, f"{role}_file")
         if path is not None:
             files[names[role][0] if names[role] else role] = Path(path)
     if files:
-        return {name: read_file(path, cache_dir) for name, path in files.items()}
+        return {name: read_table(path, cache_dir) for name, path in files.items()}
     hub = (arguments.dataset_name, arguments.dataset_config_name) if task is None else task.hub
     return dict(load_dataset(*hub, cache_dir=cache_dir, token=token))
-
-
-def read_file(path: Path, cache_dir: str | None = None) -> Dataset:
-    """One CSV, JSON (lines) or Parquet file."""
-    kind = FILE_TYPES[path.suffix.lower()]
-    # A text that reads "null" or "NA" is a text.
-    options = {"keep_default_na": False} if kind == "csv" else {}
-    return load_dataset(kind, data_files={"train": str(path)}, split="train", cache_dir=cache_dir, **options)
 
 
 def find_text_columns(dataset: Dataset) -> tuple[str, ...]:
@@ -230,8 +215,7 @@ def check_split(split: str, dataset: Dataset, columns: Sequence[str], labels: Se
     """A split reduced to its text columns and, if `labels` are given, checked labels from 0 (no names: floats)."""
     wanted = list(columns) if labels is None else [*columns, "label"]
     check_columns(split, dataset, wanted)
-    if len(dataset) == 0:
-        raise ValueError(f"The {split} split has no rows; give one that does.")
+    check_not_empty(split, dataset)
     for name in columns:
         if not is_text(dataset.features[name]) or dataset.data.column(name).null_count:
             found = "empty rows" if is_text(dataset.features[name]) else f"values of type {dataset.features[name]}"

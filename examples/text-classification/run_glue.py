@@ -43,7 +43,6 @@ from trainer_plugins.script_arguments import parse_arguments
 from trainer_plugins.script_checks import is_standard_nas, needed_splits
 from trainer_plugins.scripts import (
     hold_out,
-    prepare_training,
     set_up,
     show_search,
     take,
@@ -168,43 +167,32 @@ def main() -> None:
     else:
         half = training_args.fp16 or training_args.bf16
         data_collator = DataCollatorWithPadding(tokenizer, pad_to_multiple_of=8 if half else None)
-    # NAS 3 of 4: what comes before the training of a super-network: importance, search space, stages.
-    teacher, plan = prepare_training(
-        nas,
-        run,
-        training_args,
-        model,
-        lambda: load_model(model_args, model_args.model_name_or_path, data)[0],
-        AutoModelForSequenceClassification,
-        model_args,
-        sequence_length=max_length,
-        train_dataset=train_dataset,
-        data_collator=data_collator,
-        processing_class=tokenizer,
-    )
-    if nas.eftnas.only_generate_importance_weight:
-        return
-    # End of NAS 3 of 4.
 
     # A checkpoint chosen during the training of a super-network must not be chosen on the validation set either.
     eval_dataset = selection_dataset if nas.needs_selection_set else next(iter(validation_datasets.values()), None)
-    # Without our flags this is the plain training; a pruning trains and shrinks the model in folders of its own.
-    trainer, folder = train_or_prune(
+    # NAS 3 of 4: without our flags this is the plain training. Importance, search space and stages of a super-network
+    # come before its training; a pruning trains and shrinks the model in folders of its own.
+    trained = train_or_prune(
         nas,
         run,
         training_args,
         model,
-        plan,
+        model_args,
+        pretrained=lambda: load_model(model_args, model_args.model_name_or_path, data)[0],
+        auto_class=AutoModelForSequenceClassification,
         trainer_class=SuperNetworkTrainer,
         pruning_class=PruningTrainer,
         sequence_length=max_length,
-        teacher=teacher,
         data_collator=data_collator,
         train_dataset=train_dataset,
         eval_dataset=eval_dataset,
         compute_metrics=compute_metrics,
         processing_class=tokenizer,
     )
+    if trained is None:  # importance was all that was asked for
+        return
+    trainer, folder = trained
+    # End of NAS 3 of 4.
 
     if trains_candidates:
         if training_args.do_eval:

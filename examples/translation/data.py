@@ -3,21 +3,18 @@
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow.compute as pc
-from datasets import Dataset, Value, load_dataset
-from datasets.exceptions import DatasetGenerationError
+from datasets import Dataset, Value
 from transformers import PreTrainedTokenizerBase
 
-from trainer_plugins.script_arguments import FILE_TYPES
+from trainer_plugins.script_data import check_not_empty, missing_split, read_splits
 
 
 logger = logging.getLogger(__name__)
 
-ROLES = ("train", "validation", "test")
 PAIR = "translation"
 TEXTS = (Value("string"), Value("large_string"))
 IGNORED_LABEL = -100
@@ -56,47 +53,9 @@ def load_data(
     data = TranslationData()
     for role in needed:
         if role not in splits:
-            raise ValueError(
-                f"The run needs a {role} split and the data have only {', '.join(splits) or 'none'}; add it, for "
-                f"example with --{role}_file, or leave out what needs it."
-            )
+            raise missing_split(role, splits)
         setattr(data, role, to_pairs(role, splits[role], arguments.source_lang, arguments.target_lang))
     return data
-
-
-def read_splits(arguments: Any, cache_dir: str | None, token: str | None) -> dict[str, Dataset]:
-    """All splits that there are, as they are."""
-    if arguments.dataset_name is not None:
-        hub = (arguments.dataset_name, arguments.dataset_config_name)
-        return dict(load_dataset(*hub, cache_dir=cache_dir, token=token))
-    files = {role: getattr(arguments, f"{role}_file") for role in ROLES}
-    files = {role: Path(path) for role, path in files.items() if path is not None}
-    if arguments.data_dir is not None:
-        folder = Path(arguments.data_dir)
-        files = {role: folder / f"{role}.parquet" for role in ROLES if (folder / f"{role}.parquet").is_file()}
-        if not files:
-            wanted = ", ".join(f"{role}.parquet" for role in ROLES)
-            raise ValueError(f"--data_dir '{folder}' has none of {wanted}; give a folder that does.")
-    return {role: read_file(path, cache_dir) for role, path in files.items()}
-
-
-def read_file(path: Path, cache_dir: str | None = None) -> Dataset:
-    """One file: Parquet, CSV, or JSON with one row a line.
-
-    Raises:
-        ValueError: if it is none of these.
-    """
-    kind = FILE_TYPES[path.suffix.lower()]
-    # A text that reads "null" or "NA" is a text.
-    options = {"keep_default_na": False} if kind == "csv" else {}
-    try:
-        return load_dataset(kind, data_files={"train": str(path)}, split="train", cache_dir=cache_dir, **options)
-    except (DatasetGenerationError, ValueError) as error:
-        reason = str(error.__cause__ or error).strip().splitlines()
-        raise ValueError(
-            f"'{path}' cannot be read as {kind.upper()} ({reason[0] if reason else type(error).__name__}); correct "
-            "the file."
-        ) from error
 
 
 def to_pairs(role: str, dataset: Dataset, source_lang: str, target_lang: str) -> Dataset:
@@ -108,8 +67,7 @@ def to_pairs(role: str, dataset: Dataset, source_lang: str, target_lang: str) ->
     Raises:
         ValueError: if a language is missing, is no text, or a row lacks it.
     """
-    if len(dataset) == 0:
-        raise ValueError(f"The {role} split has no rows; give one that does.")
+    check_not_empty(role, dataset)
     if PAIR in dataset.column_names:
         feature = dataset.features[PAIR]
         if not isinstance(feature, Mapping) and not hasattr(feature, "languages"):

@@ -36,7 +36,6 @@ from trainer_plugins.script_arguments import parse_arguments
 from trainer_plugins.script_checks import needed_splits
 from trainer_plugins.scripts import (
     hold_out,
-    prepare_training,
     set_up,
     show_search,
     take,
@@ -254,35 +253,19 @@ def main() -> None:
         label_pad_token_id=IGNORED_LABEL if data_args.ignore_pad_token_for_loss else tokenizer.pad_token_id,
         pad_to_multiple_of=8 if half else None,
     )
-    # NAS 3 of 4: what comes before the training of a super-network: importance, search space, stages.
-    teacher, plan = prepare_training(
+    # NAS 3 of 4: without our flags this is the plain training. Importance, search space and stages of a super-network
+    # come before its training; a pruning trains and shrinks the model in folders of its own.
+    trained = train_or_prune(
         nas,
         run,
         training_args,
         model,
-        lambda: load_model(model_args, model_args.model_name_or_path, data_args)[0],
-        AutoModelForSeq2SeqLM,
         model_args,
-        sequence_length=source_length,
-        train_dataset=train_dataset,
-        data_collator=data_collator,
-        processing_class=tokenizer,
-    )
-    if nas.eftnas.only_generate_importance_weight:
-        return
-    # End of NAS 3 of 4.
-
-    # Without our flags this is the plain training; a pruning trains and shrinks the model in folders of its own.
-    trainer, folder = train_or_prune(
-        nas,
-        run,
-        training_args,
-        model,
-        plan,
+        pretrained=lambda: load_model(model_args, model_args.model_name_or_path, data_args)[0],
+        auto_class=AutoModelForSeq2SeqLM,
         trainer_class=TranslationTrainer,
         pruning_class=TranslationPruningTrainer,
         sequence_length=source_length,
-        teacher=teacher,
         data_collator=data_collator,
         train_dataset=train_dataset,
         # A checkpoint chosen during the training of a super-network must not be chosen on the validation set either.
@@ -290,6 +273,10 @@ def main() -> None:
         compute_metrics=metrics_of(tokenizer, model_args.cache_dir) if training_args.predict_with_generate else None,
         processing_class=tokenizer,
     )
+    if trained is None:  # importance was all that was asked for
+        return
+    trainer, folder = trained
+    # End of NAS 3 of 4.
 
     if training_args.do_eval:
         metrics = trainer.evaluate(validation)

@@ -5,14 +5,10 @@ import glob
 import logging
 from pathlib import Path
 
-import torch
 from tqdm.auto import tqdm
-from transformers import PreTrainedModel
 
-from hf_nas.cli.dense import build_dense
-from hf_nas.cli.models import build_without_weights
+from hf_nas.cli.flags import check_numbers
 from hf_nas.report import compare_runs, plot_comparison, read_run
-from hf_nas.subnetwork import SubNetwork
 
 
 __all__ = ["add_parser"]
@@ -57,16 +53,12 @@ def run(arguments: argparse.Namespace) -> None:
     Raises:
         ValueError: if a folder holds no results, or they cannot be compared.
     """
-    if arguments.sequence_length is not None and arguments.sequence_length < 1:
-        raise ValueError(f"--sequence_length is {arguments.sequence_length}; give 1 or more.")
+    check_numbers(arguments, "sequence_length")
     output = Path(arguments.output_dir)
     if output.exists() and not output.is_dir():
         raise ValueError(f"--output_dir {arguments.output_dir!r} is a file; give the name of a folder.")
     folders = [pair for given in arguments.runs for pair in _folders(given)]
-    found = [
-        read_run(label, folder, _build)
-        for label, folder in tqdm(folders, desc="Reading runs", unit="run", leave=False)
-    ]
+    found = [read_run(*pair) for pair in tqdm(folders, desc="Reading runs", unit="run", leave=False)]
     comparison = compare_runs(found, metric_name=arguments.metric, sequence_length=arguments.sequence_length)
     comparison.to_csv(output / f"{_NAME}.csv")
     comparison.to_json(output / f"{_NAME}.json")
@@ -85,12 +77,3 @@ def _folders(given: str) -> list[tuple[str, Path]]:
     if not folders:
         raise ValueError(f"There is no folder {pattern!r} for {label.strip()!r}; give the output folder of a run.")
     return [(label.strip(), folder) for folder in folders]
-
-
-def _build(folder: Path, sub_network: SubNetwork | None) -> PreTrainedModel:
-    """The model in a folder, or the dense one that it was made of, without weights."""
-    model = build_without_weights(str(folder))
-    if sub_network is None:
-        return model
-    with torch.device("meta"):
-        return build_dense(model, sub_network, str(folder))

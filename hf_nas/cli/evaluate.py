@@ -3,21 +3,22 @@
 import argparse
 import logging
 import math
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from hf_nas.cli.dense import build_dense, is_made_of, read_sub_network
-from hf_nas.cli.evaluate_data import Batches, load_batches, metrics_of, read_labels
-from hf_nas.cli.models import get_device, load_model, load_text_classifier
+from hf_nas.cli.evaluate_data import Batches, metrics_of, read_labels
+from hf_nas.cli.flags import get_device, limited_threads
+from hf_nas.cli.models import load_text_classifier
 from hf_nas.cli.speed import accepted_inputs, measure_reading
+from hf_nas.cli.task_flags import add_data_flags, add_measuring_flags, batches_of, check_task_flags, task_of
 from hf_nas.cli.text_data import TASKS, Task
 from hf_nas.cli.text_rows import check_tokens, token_limit
+from hf_nas.extraction.dense import build_dense, is_made_of, recorded_sub_network
+from hf_nas.extraction.stored_models import load_model
 from hf_nas.files import write_json
 from hf_nas.gates import published_sparsity
 from hf_nas.profiling import Parts, SizeTable
@@ -29,8 +30,6 @@ from hf_nas.subnetwork import SubNetwork
 __all__ = ["add_parser"]
 
 logger = logging.getLogger(__name__)
-
-_NUMBERS = ("batch_size", "max_length", "passes", "timed_batches", "threads")
 
 
 def add_parser(commands: argparse._SubParsersAction) -> None:
@@ -49,29 +48,9 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         help="Folder or name of the dense model; by default one of the same sizes with random weights, which is as "
         "fast, built from what the small model's sub_network.json records.",
     )
-    data = parser.add_argument_group("data")
-    data.add_argument(
-        "--data_dir",
-        "--data",
-        dest="data",
-        metavar="FOLDER",
-        help="Folder with a file for each split, e.g. validation.parquet, or one file; by default the task's data set "
-        "on the Hub.",
-    )
-    data.add_argument("--split", help="The split to evaluate on; by default the validation splits of the task.")
-    data.add_argument(
-        "--labels",
-        nargs="+",
-        metavar="NAME",
-        help="Names of the model's labels in the order of its outputs, where its configuration does not tell them.",
-    )
-    parser.add_argument("--batch_size", type=int, default=128, help="Texts of a forward pass.")
-    parser.add_argument("--max_length", type=int, default=128, help="Tokens that each text is cut or padded to.")
-    parser.add_argument("--passes", type=int, default=5, help="Measurements of each batch, whose median counts.")
-    parser.add_argument("--timed_batches", type=int, help="Measure so many batches alone; by default all.")
-    parser.add_argument("--threads", type=int, help="Threads on a CPU; by default those of PyTorch.")
+    add_data_flags(parser.add_argument_group("data, by default the task's data set on the Hub"))
+    add_measuring_flags(parser, batch_size=128, timed_batches=None)
     parser.add_argument("--device", help="Where to compute, e.g. cpu or cuda; by default a GPU if there is one.")
-    parser.add_argument("--json", metavar="FILE", help="Write the results to this file too.")
     parser.set_defaults(run=run)
 
 
@@ -84,15 +63,11 @@ def run(arguments: argparse.Namespace) -> None:
     """
     name = _check_arguments(arguments)
     task, device = TASKS[name], get_device(arguments.device)
-    with _threads(arguments.threads):
+    with limited_threads(arguments.threads):
         model, tokenizer = load_text_classifier(arguments.model, device)
         read_labels(model.config, task, name, arguments.labels, arguments.model)
         length = token_limit(arguments.max_length, model, tokenizer)
-        data = load_batches(
-            name, arguments.data, arguments.split, model.config, tokenizer, arguments.batch_size, length
-        )
-        for each in data.values():
-            check_tokens(each.rows, model, arguments.model)
+        data = batches_of(arguments, name, model, tokenizer, length)
         first = next(iter(data.values()))
         dense = _load_dense(arguments, model, tokenizer, first, length)
         found = {
@@ -120,34 +95,13 @@ class _Dense:
 
 def _check_arguments(arguments: argparse.Namespace) -> str:
     """Refuse before anything is loaded; returns the name of the task."""
-    name = arguments.task.lower().replace("-", "")
-    if name in ("squad", "squad_v2"):
+    if arguments.task.lower().replace("-", "") in ("squad", "squad_v2"):
         raise ValueError(
             f"The task {arguments.task!r} is answered in windows of texts, which this command does not read; use "
             "run_qa.py --do_eval for its metrics and hf-nas profile for sizes and speed."
         )
-    if name not in TASKS:
-        raise ValueError(f"There is no task {arguments.task!r}; choose from {', '.join(TASKS)}.")
-    for flag in _NUMBERS:
-        value = getattr(arguments, flag)
-        if value is not None and value < 1:
-            raise ValueError(f"--{flag} is {value}; give 1 or more.")
-    if arguments.json is not None and Path(arguments.json).is_dir():
-        raise ValueError(f"--json {arguments.json!r} is a folder; give the path of a file.")
-    if arguments.split is not None and arguments.data is None:
-        raise ValueError(f"--split {arguments.split!r} is of no folder; add --data_dir with the one it is in.")
-    return name
-
-
-@contextmanager
-def _threads(count: int | None) -> Iterator[None]:
-    before = torch.get_num_threads()
-    if count is not None:
-        torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
+    check_task_flags(arguments)
+    return task_of(arguments.task)
 
 
 def _load_dense(
@@ -157,7 +111,7 @@ def _load_dense(
     data: Batches,
     length: int,
 ) -> _Dense:
-    sub_network = read_sub_network(arguments.model)
+    sub_network = recorded_sub_network(arguments.model)
     if arguments.dense is None:
         if sub_network is None:
             logger.warning(

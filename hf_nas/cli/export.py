@@ -4,14 +4,16 @@ import argparse
 import shutil
 from pathlib import Path
 
-from hf_nas.cli.models import load_model, load_tokenizer
+from hf_nas.cli.flags import check_output_dir
+from hf_nas.cli.models import load_tokenizer
 from hf_nas.export import FORMATS, export_model, require, save_exported
 from hf_nas.export.check import TOLERANCE, check_shapes
 from hf_nas.export.inputs import input_names
+from hf_nas.extraction.stored_models import load_model
 from hf_nas.subnetwork import FILE_NAME
 
 
-__all__ = ["add_parser", "check_output_dir", "copy_sub_network", "program_bytes"]
+__all__ = ["add_parser", "copy_sub_network", "program_bytes"]
 
 # Beside the program these lie in the folder too.
 _NO_PROGRAM = (".json", ".txt", ".model", ".jinja")
@@ -64,18 +66,6 @@ def run(arguments: argparse.Namespace) -> None:
     print(f"Inputs: {', '.join(names)}")
     print(f"Largest difference from PyTorch: {difference:.1e} of the largest output, over batches of {shapes}")
     print(f'Run it by transformers.exporters.ExportedModel.from_pretrained("{folder}").')
-
-
-def check_output_dir(name: str) -> Path:
-    """The folder of `--output_dir`.
-
-    Raises:
-        ValueError: if it holds something, or is no folder.
-    """
-    folder = Path(name)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ValueError(f"--output_dir {name!r} exists and is not an empty folder; give another one.")
-    return folder
 
 
 def copy_sub_network(model: str, folder: Path) -> None:

@@ -5,8 +5,10 @@ from pathlib import Path
 
 from transformers import PreTrainedModel
 
-from hf_nas.cli.models import load_model, load_tokenizer, read_space
+from hf_nas.cli.flags import check_output_dir
+from hf_nas.cli.models import load_tokenizer, read_space
 from hf_nas.extraction import extract, save_extracted
+from hf_nas.extraction.stored_models import load_model
 from hf_nas.nncf_config import SUB_NETWORK_NAMES, named_sub_network
 from hf_nas.structures import describe
 from hf_nas.subnetwork import SubNetwork
@@ -39,9 +41,7 @@ def run(arguments: argparse.Namespace) -> None:
     Raises:
         ValueError: if the folder is not empty, or model, space and sub-network cannot be read or do not fit.
     """
-    folder = Path(arguments.output_dir)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ValueError(f"--output_dir {str(folder)!r} exists and is not an empty folder; give another one.")
+    folder = check_output_dir(arguments.output_dir)
     _check_name(arguments.sub_network, arguments.space)
     model = load_model(arguments.model)
     sub_network = _sub_network(arguments.sub_network, arguments.space, model)

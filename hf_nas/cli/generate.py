@@ -3,8 +3,8 @@
 import argparse
 from pathlib import Path
 
-from hf_nas.cli.models import build_without_weights
 from hf_nas.cli.space import table
+from hf_nas.extraction.stored_models import build_without_weights
 from hf_nas.importance.movement import MovementScores
 from hf_nas.nncf_config import NncfConfig, describe_space, with_space, write
 from hf_nas.space.generated import GeneratedSpace, generate_space

@@ -6,15 +6,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from hf_nas.cli.dense import build_dense, read_sub_network
-from hf_nas.cli.models import get_device, load_model
+from hf_nas.cli.flags import check_numbers, get_device, limited_threads
+from hf_nas.extraction.stored_models import load_model
 from hf_nas.profiling import measure_latencies
-from hf_nas.report import DEFINITIONS, describe_conditions, plot_profile, profile_models, usual_length
+from hf_nas.report import DEFINITIONS, describe_conditions, plot_profile, profile_models
 
 
-__all__ = ["add_parser", "profile_small"]
+__all__ = ["add_parser"]
 
 # The formats that need no other program than matplotlib.
 _PICTURES = (".png", ".svg", ".pdf")
@@ -30,7 +28,8 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         help="Folder or name of a model, extracted or not; all are compared with the first.",
     )
     parser.add_argument("--batch_size", type=int, default=1, help="Sequences of a forward pass.")
-    parser.add_argument("--sequence_length", type=int, default=128, help="Tokens of a sequence.")
+    length = "Tokens of a sequence; by default 128, or what the model reads if that is less or fixed."
+    parser.add_argument("--sequence_length", type=int, help=length)
     parser.add_argument("--decoder_length", type=int, help="Tokens of a decoder; by default the same.")
     parser.add_argument("--repeats", type=int, default=10, help="Rounds in which each model is measured once.")
     parser.add_argument("--threads", type=int, help="Threads on a CPU; by default those of PyTorch.")
@@ -47,19 +46,13 @@ def run(arguments: argparse.Namespace) -> None:
     Raises:
         ValueError: for a number below 1, a device that is not there, or a model that cannot be read.
     """
-    for name in ("batch_size", "sequence_length", "decoder_length", "repeats", "threads"):
-        value = getattr(arguments, name)
-        if value is not None and value < 1:
-            raise ValueError(f"--{name} is {value}; give 1 or more.")
+    check_numbers(arguments, "batch_size", "sequence_length", "decoder_length", "repeats", "threads")
     plot = None if arguments.plot is None else Path(arguments.plot)
     if plot is not None and (plot.is_dir() or plot.suffix.lower() not in _PICTURES):
         raise ValueError(f"--plot {arguments.plot!r} is no picture; give a file that ends in {', '.join(_PICTURES)}.")
     device = get_device(arguments.device)
     models = [(name, load_model(name).to(device)) for name in arguments.models]
-    threads = torch.get_num_threads()
-    if arguments.threads is not None:
-        torch.set_num_threads(arguments.threads)
-    try:
+    with limited_threads(arguments.threads):
         found = profile_models(
             models,
             batch_size=arguments.batch_size,
@@ -68,56 +61,9 @@ def run(arguments: argparse.Namespace) -> None:
             repeats=arguments.repeats,
             measure=measure_latencies,
         )
-    finally:
-        torch.set_num_threads(threads)
     if plot is not None:
         plot_profile(found, plot)
     print(json.dumps(found, indent=2) if arguments.json else _text(found, arguments.per_layer))
-
-
-def profile_small(
-    folder: str | Path,
-    *,
-    device: torch.device | str = "cpu",
-    batch_size: int = 1,
-    sequence_length: int | None = None,
-    repeats: int = 10,
-    measured: bool = True,
-) -> dict[str, Any]:
-    """Profile an extracted model beside the dense one it was made of, in one measurement.
-
-    The dense one is built from what `sub_network.json` records, with random weights, on which its speed does not
-    depend.
-
-    Args:
-        folder: of the extracted model.
-        device: where to measure.
-        batch_size: sequences of a pass.
-        sequence_length: tokens of a sequence; by default 128, or what the model reads.
-        repeats: rounds, in which the two take turns.
-        measured: whether to measure; otherwise there are sizes alone.
-
-    Returns:
-        What [`hf_nas.report.profile_models`] returns, of the models "dense" and "small", and under `sub_network` what
-        the small one keeps.
-
-    Raises:
-        ValueError: if the model cannot be read, or its record is missing or does not tell the dense sizes.
-    """
-    source = str(folder)
-    small = load_model(source).to(device)
-    sub_network = read_sub_network(source)
-    if sub_network is None:
-        raise ValueError(f"{source!r} has no sub_network.json, which tells of what it was made; extract it again.")
-    dense = build_dense(small, sub_network, source)
-    found = profile_models(
-        [("dense", dense), ("small", small)],
-        batch_size=batch_size,
-        sequence_length=sequence_length or usual_length(small),
-        repeats=repeats,
-        measure=measure_latencies if measured else None,
-    )
-    return {**found, "sub_network": sub_network.to_dict()}
 
 
 def _text(found: Mapping[str, Any], per_layer: bool) -> str:

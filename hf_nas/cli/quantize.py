@@ -11,15 +11,18 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from hf_nas.cli.evaluate_data import load_batches, metrics_of, read_labels
-from hf_nas.cli.export import check_output_dir, copy_sub_network, program_bytes
-from hf_nas.cli.models import load_model, load_text_classifier, load_tokenizer
+from hf_nas.cli.evaluate_data import metrics_of, read_labels
+from hf_nas.cli.export import copy_sub_network, program_bytes
+from hf_nas.cli.flags import check_numbers, check_output_dir, limited_threads
+from hf_nas.cli.models import load_text_classifier, load_tokenizer
 from hf_nas.cli.speed import ReadingTime, measure_reading
+from hf_nas.cli.task_flags import add_data_flags, add_measuring_flags, batches_of, check_task_flags, task_of
 from hf_nas.cli.text_data import TASKS, load_splits
 from hf_nas.cli.text_rows import TextColumns, check_tokens, token_limit, tokenize
 from hf_nas.export import FORMATS, QUANTIZATIONS, export_model, load_exported, quantize, require, save_exported
 from hf_nas.export.check import batch_difference
 from hf_nas.export.inputs import input_names, longest_input, text_inputs
+from hf_nas.extraction.stored_models import load_model
 from hf_nas.files import write_json
 from hf_nas.profiling.latency import describe_machine
 
@@ -31,7 +34,6 @@ __all__ = ["add_parser"]
 
 logger = logging.getLogger(__name__)
 
-_NUMBERS = ("num_samples", "batch_size", "max_length", "passes", "timed_batches", "threads")
 _ABLE = [name for name, each in FORMATS.items() if each.quantizer is not None]
 
 
@@ -57,20 +59,8 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     data.add_argument("--calibration_data", metavar="FILE", help="Texts of the task for int8, e.g. train.parquet.")
     data.add_argument("--num_samples", type=int, default=300, help="So many of them are drawn.")
     data.add_argument("--seed", type=int, default=0, help="Of the draw.")
-    data.add_argument("--data_dir", metavar="FOLDER", help="Evaluate on these data of the task, see hf-nas evaluate.")
-    data.add_argument("--split", help="The split to evaluate on; by default the validation splits of the task.")
-    data.add_argument(
-        "--labels",
-        nargs="+",
-        metavar="NAME",
-        help="Names of the model's labels in the order of its outputs, where its configuration does not tell them.",
-    )
-    parser.add_argument("--batch_size", type=int, default=1, help="Texts of a forward pass that is measured.")
-    parser.add_argument("--max_length", type=int, default=128, help="Tokens that each text is cut or padded to.")
-    parser.add_argument("--passes", type=int, default=5, help="Measurements of each batch, whose median counts.")
-    parser.add_argument("--timed_batches", type=int, default=50, help="Measure so many batches at most.")
-    parser.add_argument("--threads", type=int, help="Threads; by default those of PyTorch.")
-    parser.add_argument("--json", metavar="FILE", help="Write the results to this file too.")
+    add_data_flags(data)
+    add_measuring_flags(parser, batch_size=1, timed_batches=50)
     parser.set_defaults(run=run)
 
 
@@ -93,13 +83,8 @@ def run(arguments: argparse.Namespace) -> None:
         raise ValueError(f"--calibration_data is of no use for {how}, which reads none; leave it out.")
     if model.main_input_name != "input_ids":
         raise ValueError(f"{arguments.model!r} reads {model.main_input_name}; this command takes models of texts.")
-    threads = torch.get_num_threads()
-    if arguments.threads is not None:
-        torch.set_num_threads(arguments.threads)
-    try:
+    with limited_threads(arguments.threads):
         found = _quantize(arguments, task, model, tokenizer, how, folder)
-    finally:
-        torch.set_num_threads(threads)
     if arguments.json is not None:
         write_json(arguments.json, found)
     print(_text(found))
@@ -108,28 +93,20 @@ def run(arguments: argparse.Namespace) -> None:
 def _check_arguments(arguments: argparse.Namespace) -> tuple[Path, str | None]:
     """Refuse before anything is loaded; returns the folder to write and the name of the task."""
     folder = check_output_dir(arguments.output_dir)
-    task = None if arguments.task is None else arguments.task.lower().replace("-", "")
-    if task is not None and task not in TASKS:
-        raise ValueError(f"There is no task {arguments.task!r}; choose from {', '.join(TASKS)}.")
+    task = None if arguments.task is None else task_of(arguments.task)
     if arguments.quantization is not None and arguments.quantization not in QUANTIZATIONS:
         raise ValueError(
             f"There is no --quantization {arguments.quantization!r}; choose from {', '.join(QUANTIZATIONS)}."
         )
-    for flag in _NUMBERS:
-        value = getattr(arguments, flag)
-        if value is not None and value < 1:
-            raise ValueError(f"--{flag} is {value}; give 1 or more.")
+    check_numbers(arguments, "num_samples")
+    check_task_flags(arguments)
     for flag in ("calibration_data", "data_dir", "labels"):
         if getattr(arguments, flag) is not None and task is None:
             raise ValueError(f"--{flag} says nothing without the task of the texts; add --task.")
-    if arguments.split is not None and arguments.data_dir is None:
-        raise ValueError(f"--split {arguments.split!r} is of no folder; add --data_dir with the one it is in.")
     if arguments.calibration_data is not None and not Path(arguments.calibration_data).is_file():
         raise ValueError(
             f"--calibration_data {arguments.calibration_data!r} is no file; give one of texts, e.g. train.parquet."
         )
-    if arguments.json is not None and Path(arguments.json).is_dir():
-        raise ValueError(f"--json {arguments.json!r} is a folder; give the path of a file.")
     return folder, task
 
 
@@ -156,11 +133,7 @@ def _quantize(
     samples = [] if how != "int8" else _calibration(arguments, task, model, tokenizer, length)
     data = {}
     if arguments.data_dir is not None:
-        data = load_batches(
-            task, arguments.data_dir, arguments.split, model.config, tokenizer, arguments.batch_size, length
-        )
-        for each in data.values():
-            check_tokens(each.rows, model, arguments.model)
+        data = batches_of(arguments, task, model, tokenizer, length)
         batches: Sequence[Mapping[str, torch.Tensor]] = next(iter(data.values())).batches
     else:
         batches = [text_inputs(model, arguments.batch_size, length, names)]

@@ -1,19 +1,14 @@
 """`hf-nas report`: the page about a run, and the model card of its small model."""
 
 import argparse
-import logging
-from pathlib import Path
 
-from hf_nas.cli.models import get_device
-from hf_nas.cli.profile import profile_small
-from hf_nas.files import write_json
-from hf_nas.report import PROFILE_FILE, CardFacts, RunFolder, write_model_card, write_page
+from hf_nas.cli.flags import check_numbers, get_device
+from hf_nas.report import CardFacts, RunFolder, add_profile, write_model_card, write_page
 
 
-__all__ = ["add_parser", "add_profile"]
+__all__ = ["add_parser"]
 
-logger = logging.getLogger(__name__)
-
+_MEASURING = ("batch_size", "sequence_length", "repeats")
 _OF_CARD = (
     "name", "base_model", "license", "language", "dataset", "dataset_id", "dataset_config", "task"
 )  # fmt: skip
@@ -55,10 +50,9 @@ def run(arguments: argparse.Namespace) -> None:
     Raises:
         ValueError: for arguments out of range, a folder without a run, or files that are damaged.
     """
-    for name in ("batch_size", "sequence_length", "repeats"):
+    check_numbers(arguments, *_MEASURING)
+    for name in _MEASURING:
         value = getattr(arguments, name)
-        if value is not None and value < 1:
-            raise ValueError(f"--{name} is {value}; give 1 or more.")
         if value is not None and not (arguments.measure or arguments.card):
             raise ValueError(f"--{name} is {value}, but nothing is measured; add --measure.")
     if given := [name for name in _OF_CARD if getattr(arguments, name) is not None and not arguments.card]:
@@ -90,20 +84,3 @@ def run(arguments: argparse.Namespace) -> None:
 
 def _has_latency(run: RunFolder) -> bool:
     return run.profile is not None and run.profile["machine"] is not None
-
-
-def add_profile(run: RunFolder, **options: object) -> RunFolder:
-    """Profile the small model of a run beside the dense one, and keep that in the folder of the run.
-
-    Args:
-        run: with its small model.
-        options: of [`hf_nas.cli.profile.profile_small`].
-
-    Returns:
-        The run with its profile.
-
-    Raises:
-        ValueError: if the model cannot be read, or its record does not tell the dense sizes.
-    """
-    write_json(Path(run.folder) / PROFILE_FILE, profile_small(run.small, **options))
-    return RunFolder.read(run.folder)

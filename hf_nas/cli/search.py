@@ -16,7 +16,8 @@ import numpy as np
 from tqdm.auto import tqdm
 from transformers import DataCollatorWithPadding, PreTrainedModel, PreTrainedTokenizerBase
 
-from hf_nas.cli.models import get_device, load_text_classifier, read_space
+from hf_nas.cli.flags import get_device
+from hf_nas.cli.models import load_text_classifier, read_space
 from hf_nas.cli.search_arguments import add_arguments, check_arguments, output_folder
 from hf_nas.cli.text_data import TASKS, load_splits, read_record
 from hf_nas.cli.text_metrics import TextMetric, default_metric, get_metric, positive_number

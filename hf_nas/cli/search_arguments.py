@@ -3,6 +3,7 @@
 import argparse
 from pathlib import Path
 
+from hf_nas.cli.flags import check_numbers
 from hf_nas.cli.text_data import TASKS
 from hf_nas.cli.text_metrics import METRICS
 from hf_nas.search import get_search_method, known_objectives
@@ -102,10 +103,7 @@ def check_arguments(arguments: argparse.Namespace) -> None:
     Raises:
         ValueError: for numbers out of range, an unknown method, or no place to write to.
     """
-    for name in ("batch_size", "latency_batch_size", "max_samples", "max_length", "num_samples"):
-        value = getattr(arguments, name)
-        if value is not None and value < 1:
-            raise ValueError(f"--{name} is {value}; give 1 or more.")
+    check_numbers(arguments, "batch_size", "latency_batch_size", "max_samples", "max_length", "num_samples")
     for name in ("max_seconds", "max_params_ratio", "max_macs_ratio", "max_latency_ratio"):
         value = getattr(arguments, name)
         if value is not None and not value > 0:

@@ -4,7 +4,9 @@ import argparse
 import json
 from itertools import pairwise
 
-from hf_nas.cli.models import build_without_weights, read_nncf_config
+from hf_nas.cli.flags import check_numbers
+from hf_nas.cli.models import read_nncf_config
+from hf_nas.extraction.stored_models import build_without_weights
 from hf_nas.nncf_config import SpaceDescription, SubLayerChoices, describe_config, describe_space
 from hf_nas.space import get_search_space
 from hf_nas.structures import describe as describe_model
@@ -40,9 +42,8 @@ def run(arguments: argparse.Namespace) -> None:
     Raises:
         ValueError: if the space or the model cannot be read, they do not fit, or a length is missing.
     """
+    check_numbers(arguments, "sequence_length")
     length = arguments.sequence_length
-    if length is not None and length < 1:
-        raise ValueError(f"--sequence_length is {length}; give 1 or more tokens.")
     config = read_nncf_config(arguments.config)
     if config is None:
         if arguments.ignore_width_indicator:

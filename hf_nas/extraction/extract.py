@@ -12,6 +12,7 @@ from hf_nas.extraction.sizes import (
     HIDDEN_FIELD,
     STACKS_FIELD,
     TABLE_FIELD,
+    record_layer_types,
     set_uneven_sizes,
     set_uneven_width,
     set_uniform_sizes,
@@ -46,6 +47,7 @@ def extract(model: PreTrainedModel, sub_network: SubNetwork) -> PreTrainedModel:
     _check_layer_scaling(small, structure, kept)
     own_bias = own_position_bias(structure, kept)
     config = copy.deepcopy(small.config)
+    layer_types = getattr(config, "layer_types", None)
     width = structure.hidden_size
     if sub_network.hidden is not None:
         width = len(sub_network.hidden)
@@ -55,6 +57,7 @@ def extract(model: PreTrainedModel, sub_network: SubNetwork) -> PreTrainedModel:
     config = _stock_config(type(model), config, structure, kept, width, weights) or _uneven_config(
         config, structure, kept, width, own_bias
     )
+    record_layer_types(config, layer_types)
     return _assemble(small, config, weights)
 
 

@@ -10,7 +10,7 @@ sizes of heads and of the pooler's output come from it, and a stock class that b
 """
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from transformers import PreTrainedConfig, PreTrainedModel
@@ -36,6 +36,9 @@ STACKS_FIELD = "hf_nas_per_layer_config"
 TABLE_FIELD = "hf_nas_position_bias_heads"
 # Number of hidden dimensions, where that is not the one in the stock field.
 HIDDEN_FIELD = "hf_nas_hidden_size"
+# Types of the layers of the dense model, where layers of several types became fewer. No model reads it: it is what the
+# dense one is built from again.
+TYPES_FIELD = "hf_nas_dense_layer_types"
 _PENDING = "_hf_nas_pending_sizes"
 
 
@@ -75,6 +78,14 @@ def set_uneven_width(config: PreTrainedConfig, structure: ModelStructure, width:
         delattr(config, HIDDEN_FIELD)
     if width and width != getattr(config, structure.family.hidden.size):
         setattr(config, HIDDEN_FIELD, width)
+
+
+def record_layer_types(config: PreTrainedConfig, types: Sequence[str] | None) -> None:
+    """Keep the types of the dense model's layers, if it names them, where those that are left do not tell them."""
+    if hasattr(config, TYPES_FIELD):
+        delattr(config, TYPES_FIELD)
+    if types is not None and len(set(types)) > 1 and len(types) != len(config.layer_types):
+        setattr(config, TYPES_FIELD, list(types))
 
 
 def set_uniform_sizes(config: PreTrainedConfig, structure: ModelStructure, kept: Mapping[str, Any]) -> bool:

@@ -1,10 +1,18 @@
 """Reports: the numbers first, then the pictures of them, and all that is written when a search ends."""
 
 from hf_nas.report.card_facts import CardFacts
-from hf_nas.report.compare import ComparedModel, Comparison, DenseModel, compare_runs
-from hf_nas.report.compare_folders import MeasuredModel, RunResults, read_run
-from hf_nas.report.compare_plot import plot_comparison
-from hf_nas.report.compare_series import Series, SeriesPoint
+from hf_nas.report.compare import (
+    ComparedModel,
+    Comparison,
+    DenseModel,
+    MeasuredModel,
+    RunResults,
+    Series,
+    SeriesPoint,
+    compare_runs,
+    plot_comparison,
+    read_run,
+)
 from hf_nas.report.data import FrontRow, FrontTable
 from hf_nas.report.handover import RelativeSizes, hand_over
 from hf_nas.report.machine import describe_conditions, processor_name
@@ -12,10 +20,11 @@ from hf_nas.report.model_card import check_metadata, render_card, write_model_ca
 from hf_nas.report.outcome import SearchOutcome, fully_evaluated, read_outcome
 from hf_nas.report.page import PAGE_FILE, render_page, write_page
 from hf_nas.report.plots import plot_front, plot_progress
-from hf_nas.report.profile import DEFINITIONS, profile_models, usual_length
+from hf_nas.report.profile import DEFINITIONS, profile_models
 from hf_nas.report.profile_plot import plot_profile
 from hf_nas.report.progress import ProgressFront, ProgressStep, SearchProgress
 from hf_nas.report.run_folder import CARD_FILE, PROFILE_FILE, RunFolder, find_run_folder, find_small_model
+from hf_nas.report.small_profile import add_profile, profile_small
 
 
 __all__ = [
@@ -39,6 +48,7 @@ __all__ = [
     "SearchProgress",
     "Series",
     "SeriesPoint",
+    "add_profile",
     "check_metadata",
     "compare_runs",
     "describe_conditions",
@@ -52,11 +62,11 @@ __all__ = [
     "plot_progress",
     "processor_name",
     "profile_models",
+    "profile_small",
     "read_outcome",
     "read_run",
     "render_card",
     "render_page",
-    "usual_length",
     "write_model_card",
     "write_page",
 ]

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from hf_nas.report.data import FrontTable
+from hf_nas.report.run_files import guarded
 from hf_nas.search import SearchResult
 
 
@@ -41,20 +42,24 @@ def read_outcome(folder: str | Path) -> SearchOutcome:
     """What [`hf_nas.report.hand_over`] wrote into this folder.
 
     Raises:
-        ValueError: if there is no finished search in it.
+        ValueError: if there is no finished search in it, or a file of it is damaged.
     """
     folder = Path(folder)
-    search_folder = folder / SEARCH_FOLDER
     try:
-        summary, table = (
-            json.loads((search_folder / name).read_text(encoding="utf-8")) for name in ("summary.json", "front.json")
-        )
-        result = SearchResult.load(search_folder / "result.json")
+        return guarded(folder / SEARCH_FOLDER, lambda: _read(folder), ValueError, RecursionError)
     except FileNotFoundError as error:
         raise ValueError(
             f"The folder '{folder}' holds no finished search, for '{error.filename}' is missing; give the output "
             "folder of a search that ended."
         ) from None
+
+
+def _read(folder: Path) -> SearchOutcome:
+    summary, table = (
+        json.loads((folder / SEARCH_FOLDER / name).read_text(encoding="utf-8"))
+        for name in ("summary.json", "front.json")
+    )
+    result = SearchResult.load(folder / SEARCH_FOLDER / "result.json")
     return SearchOutcome(
         result, FrontTable.from_dict(table), summary["chosen"], folder / EXTRACTED_FOLDER, summary["metrics"]
     )

@@ -7,12 +7,13 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from hf_nas.profiling import Latency, Parts, SizeTable, image_tokens, measure_latencies
+from hf_nas.main_input import MainInput
+from hf_nas.profiling import Latency, Parts, SizeTable, measure_latencies
 from hf_nas.report.machine import processor_name
 from hf_nas.subnetwork import SubNetwork
 
 
-__all__ = ["DEFINITIONS", "PROFILE_FORMAT", "profile_models", "usual_length"]
+__all__ = ["DEFINITIONS", "PROFILE_FORMAT", "profile_models"]
 
 logger = logging.getLogger(__name__)
 
@@ -30,10 +31,11 @@ _USUAL_LENGTH = 128
 _KEPT_POSITIONS = 2
 
 
-def usual_length(model: PreTrainedModel) -> int:
+def _usual_length(model: PreTrainedModel) -> int:
     """The number of tokens at which publications measure, 128, or what the model can read if that is less or fixed."""
-    if model.main_input_name == "pixel_values":
-        return image_tokens(model)
+    fixed = MainInput.of(model).tokens
+    if fixed is not None:
+        return fixed
     positions = getattr(model.config, "max_position_embeddings", None)
     return _USUAL_LENGTH if positions is None else max(1, min(_USUAL_LENGTH, positions - _KEPT_POSITIONS))
 
@@ -42,7 +44,7 @@ def profile_models(
     models: Sequence[tuple[str, PreTrainedModel]],
     *,
     batch_size: int = 1,
-    sequence_length: int = _USUAL_LENGTH,
+    sequence_length: int | None = None,
     decoder_length: int | None = None,
     repeats: int = 10,
     measure: Callable[..., list[Latency]] | None = measure_latencies,
@@ -55,7 +57,8 @@ def profile_models(
     Args:
         models: each with a name, on the device where it is measured.
         batch_size: sequences of a pass.
-        sequence_length: tokens of a sequence, of the encoder if there is one.
+        sequence_length: tokens of a sequence, of the encoder if there is one; by default 128, or what
+            the first model reads if that is less or fixed.
         decoder_length: tokens of the decoder of an encoder-decoder, by default the same.
         repeats: rounds, in which the models take turns.
         measure: what measures; [`hf_nas.profiling.measure_latencies`] by default. None: no latency is measured.
@@ -64,13 +67,16 @@ def profile_models(
         JSON types: the conditions (`batch_size`, `sequence_length`, `decoder_length`, `repeats`, `machine`), and under
         `models` for each its `parameters` by definition, `macs` of a sequence, `latency` in seconds, `speed_up`,
         `speed_up_bound`, `share_of_bound` and `layers`. Of a family that is not known only `parameters["all"]` and the
-        latency are known, of a model that does not read tokens only the former; what is not known is None.
+        latency are known, of a model that reads neither tokens nor images of one size only the former; what is not
+        known is None.
 
     Raises:
-        ValueError: if a model of tokens cannot read such a batch.
+        ValueError: if a model cannot read such a batch.
     """
+    if sequence_length is None:
+        sequence_length = _usual_length(models[0][1])
     lengths = (sequence_length, decoder_length)
-    is_measured = [measure is not None and _reads_tokens(model) for _, model in models]
+    is_measured = [measure is not None and _is_measurable(model) for _, model in models]
     readers = [model for (_, model), is_one in zip(models, is_measured) if is_one]
     measured = iter(
         measure(
@@ -88,7 +94,8 @@ def profile_models(
     rows: list[dict[str, Any]] = []
     for (name, model), latency in zip(models, latencies):
         if latency is None and measure is not None:
-            logger.warning("%s is a %s, which does not read tokens; it is not measured.", name, type(model).__name__)
+            reader = type(model).__name__
+            logger.warning("%s is a %s, which reads neither tokens nor images; it is not measured.", name, reader)
         parameters, macs, layers = _sizes(name, model, *lengths)
         first_macs = rows[0]["macs"] if rows else macs
         bound = first_macs / macs if macs and first_macs else None
@@ -118,8 +125,9 @@ def profile_models(
     }
 
 
-def _reads_tokens(model: PreTrainedModel) -> bool:
-    return "input_ids" in inspect.signature(type(model).forward).parameters
+def _is_measurable(model: PreTrainedModel) -> bool:
+    reads_tokens = "input_ids" in inspect.signature(type(model).forward).parameters
+    return reads_tokens or MainInput.of(model).tokens is not None
 
 
 def _machine(latency: Latency) -> dict[str, Any]:

@@ -1,13 +1,23 @@
-"""What a finished run left in its output folder: the one place where reports and model cards read it."""
+"""What a run left in its output folder: the one place where pages, model cards and comparisons read it."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from hf_nas.extraction.verification import read_sub_network
 from hf_nas.report.outcome import EXTRACTED_FOLDER, SEARCH_FOLDER, SearchOutcome, read_outcome
 from hf_nas.report.profile import PROFILE_FORMAT
+from hf_nas.report.run_files import (
+    CONFIG_FILE,
+    EVALUATION_FILE,
+    PRUNING_FILE,
+    RUN_FILE,
+    STATE_FILE,
+    metrics_in,
+    read_arguments,
+    read_object,
+)
 from hf_nas.subnetwork import FILE_NAME, SubNetwork
 
 
@@ -18,11 +28,6 @@ PROFILE_FILE, CARD_FILE = "profile.json", "model_card.json"
 _SMALL_FOLDERS = ("finetuned", EXTRACTED_FOLDER, "pruned")
 # The trainings of a run in their order, by the folder that each works in.
 _TRAININGS = (("", "training"), ("dense", "dense training"), ("pruning", "pruning"), ("finetuned", "fine-tuning"))
-_STATE_FILE, _RUN_FILE, _PRUNING_FILE, _EVALUATION_FILE = (
-    "trainer_state.json", "run.json", "pruning.json", "eval_results.json",
-)  # fmt: skip
-# What Trainer adds to metrics says nothing about the model.
-_NO_METRICS = ("loss", "runtime", "samples", "per_second", "_time", "epoch")
 
 
 @dataclass(frozen=True)
@@ -37,7 +42,8 @@ class RunFolder:
         arguments: what the training depended on, as the scripts record it.
         pruning: the numbers of a pruning.
         logs: by training, what it logged, in order.
-        metrics: of the small model of a pruning on the evaluation set.
+        evaluation: what an evaluation wrote into the folder: metrics, its speed and number of examples.
+        metrics: of the small model of a pruning on the evaluation set, without the loss.
         profile: sizes and latency of the small model beside the dense one.
         card: what a model card was last made of.
     """
@@ -49,6 +55,7 @@ class RunFolder:
     arguments: Mapping[str, Any] = field(default_factory=dict)
     pruning: Mapping[str, Any] = field(default_factory=dict)
     logs: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
+    evaluation: Mapping[str, Any] = field(default_factory=dict)
     metrics: Mapping[str, float] = field(default_factory=dict)
     profile: Mapping[str, Any] | None = None
     card: Mapping[str, Any] = field(default_factory=dict)
@@ -63,33 +70,47 @@ class RunFolder:
         Raises:
             ValueError: if there is no run in it, or a file of it is damaged.
         """
-        folder = find_run_folder(folder)
+        found = cls.of(find_run_folder(folder))
+        if found.sub_network is None and not found.logs:
+            raise ValueError(
+                f"The folder '{found.folder}' holds no finished run: neither a search nor a small model nor the log "
+                "of a training; give the output folder of a run that ended."
+            )
+        return found
+
+    @classmethod
+    def of(cls, folder: str | Path) -> "RunFolder":
+        """What is in this very folder, however little that is.
+
+        Args:
+            folder: of a run, of its small model, or of any other model.
+
+        Raises:
+            ValueError: if there is no such folder, or a file of it is damaged.
+        """
+        folder = Path(folder)
         if not folder.is_dir():
             raise ValueError(f"There is no folder '{folder}'; give the output folder of a run.")
         small = find_small_model(folder)
-        outcome = _checked(read_outcome, folder, folder / SEARCH_FOLDER) if _is_searched(folder) else None
-        logs = {name: _log(folder / part / _STATE_FILE) for part, name in _TRAININGS}
+        outcome = read_outcome(folder) if _is_searched(folder) else None
+        logs = {name: _log(folder / part / STATE_FILE) for part, name in _TRAININGS}
         found = cls(
             folder,
             small=small,
             sub_network=_sub_network(small, outcome),
             outcome=outcome,
-            arguments=_arguments(folder),
-            pruning=_read(small / _PRUNING_FILE) if small is not None else {},
+            arguments=read_arguments(folder),
+            pruning=read_object(small / PRUNING_FILE) if small is not None else {},
             logs={name: log for name, log in logs.items() if log},
-            metrics={} if outcome is not None or small is None else _evaluation(folder, small),
-            card=_read(folder / CARD_FILE),
+            evaluation=read_object(folder / EVALUATION_FILE),
+            metrics={} if outcome is not None or small is None else _metrics(folder, small),
+            card=read_object(folder / CARD_FILE),
         )
-        if found.sub_network is None and not found.logs:
-            raise ValueError(
-                f"The folder '{folder}' holds no finished run: neither a search nor a small model nor the log of a "
-                "training; give the output folder of a run that ended."
-            )
         return found._with_profile()
 
     def _with_profile(self) -> "RunFolder":
         """The same with the profile, if that is one of this very sub-network."""
-        profile = _read(self.folder / PROFILE_FILE)
+        profile = read_object(self.folder / PROFILE_FILE)
         is_ours = profile.get("format") == PROFILE_FORMAT and self.sub_network is not None
         if is_ours and profile.get("sub_network") == self.sub_network.to_dict():
             return replace(self, profile=profile)
@@ -106,7 +127,7 @@ def find_run_folder(folder: str | Path) -> Path:
     folder = Path(folder)
     is_small = folder.name in _SMALL_FOLDERS and (folder / FILE_NAME).is_file()
     # A folder may have that name by chance, and a small model may be searched itself.
-    of_run = any((folder.parent / name).exists() for name in (SEARCH_FOLDER, "pruning", "pruned", _RUN_FILE))
+    of_run = any((folder.parent / name).exists() for name in (SEARCH_FOLDER, "pruning", "pruned", RUN_FILE))
     return folder.parent if is_small and of_run and not _is_searched(folder) else folder
 
 
@@ -118,7 +139,7 @@ def find_small_model(folder: str | Path) -> Path | None:
     folder = Path(folder)
     names = (EXTRACTED_FOLDER,) if _is_searched(folder) else _SMALL_FOLDERS
     for candidate in (*(folder / name for name in names), folder):
-        if (candidate / FILE_NAME).is_file() and (candidate / "config.json").is_file():
+        if (candidate / FILE_NAME).is_file() and (candidate / CONFIG_FILE).is_file():
             return candidate
     return None
 
@@ -132,7 +153,7 @@ def _sub_network(small: Path | None, outcome: SearchOutcome | None) -> SubNetwor
     chosen = None if outcome is None else outcome.result.trials[outcome.chosen].sub_network
     if small is None:
         return chosen
-    found = _checked(SubNetwork.load, small, small / FILE_NAME)
+    found = read_sub_network(small / FILE_NAME)
     if chosen is not None and found != chosen:
         raise ValueError(
             f"The model in '{small}' is not sub-network {outcome.chosen}, which the search chose; run the command of "
@@ -141,51 +162,16 @@ def _sub_network(small: Path | None, outcome: SearchOutcome | None) -> SubNetwor
     return found
 
 
-def _checked(read: Any, path: Path, source: Path) -> Any:
-    """What reading gives; in one sentence that it is damaged, if it is."""
-    try:
-        return read(path)
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
-        reason = f"{type(error).__name__}: {error}".rstrip(".")
-        raise ValueError(f"What is in '{source}' is damaged ({reason}); run the command again.") from error
-
-
-def _read(path: Path) -> dict[str, Any]:
-    """The object in a JSON file; an empty one where there is no file."""
-    if not path.is_file():
-        return {}
-
-    def read(source: Path) -> dict[str, Any]:
-        data = json.loads(source.read_text(encoding="utf-8"))
-        if not isinstance(data, dict):
-            raise ValueError(f"it holds a {type(data).__name__} instead of an object")
-        return data
-
-    return _checked(read, path, path)
-
-
 def _log(path: Path) -> list[dict[str, Any]]:
-    history = _read(path).get("log_history", [])
+    history = read_object(path).get("log_history", [])
     return [entry for entry in history if isinstance(entry, dict)] if isinstance(history, list) else []
 
 
-def _arguments(folder: Path) -> dict[str, Any]:
-    for part in ("", "pruning", "finetuned"):
-        arguments = _read(folder / part / _RUN_FILE).get("arguments")
-        if isinstance(arguments, dict):
-            return arguments
-    return {}
-
-
-def _evaluation(folder: Path, small: Path) -> dict[str, float]:
+def _metrics(folder: Path, small: Path) -> dict[str, float]:
     """The metrics of the small model: the script evaluates it in the folder of the run, a step in its own."""
     for place in (folder, small):
-        found = _read(place / _EVALUATION_FILE)
-        metrics = {
-            name.removeprefix("eval_"): float(value)
-            for name, value in found.items()
-            if isinstance(value, int | float) and not name.endswith(_NO_METRICS)
-        }
+        found = metrics_in(read_object(place / EVALUATION_FILE))
+        metrics = {name: value for name, value in found.items() if not name.removesuffix("_mm").endswith("loss")}
         if metrics:
             return metrics
     return {}

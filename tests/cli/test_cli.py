@@ -21,6 +21,7 @@ from hf_nas.importance.movement import MovementScores
 from hf_nas.nncf_config import NncfConfig, describe_config, named_sub_network, nncf_space
 from hf_nas.space.generated import generate_space
 from tests import zoo
+from tests.cli import refusals
 from tests.nncf_config.configs import config
 
 
@@ -49,11 +50,7 @@ def run(*arguments: object) -> int:
 
 def refused(capsys, message: str, *arguments: object) -> None:
     capsys.readouterr()
-    assert run(*arguments) == 2
-    captured = capsys.readouterr()
-    lines = [line for line in captured.err.splitlines() if line.startswith("hf-nas: ")]
-    assert len(lines) == 1 and message in lines[0], captured.err
-    assert "Traceback" not in captured.err and captured.out == ""
+    refusals.refused(capsys, message, run(*arguments))
 
 
 @pytest.fixture(scope="module")
@@ -304,3 +301,8 @@ def test_the_entry_point() -> None:
     text = (Path(__file__).parents[2] / "pyproject.toml").read_text(encoding="utf-8")
     assert '[project.scripts]\nhf-nas = "hf_nas.cli:main"\n' in text
     assert EntryPoint("hf-nas", "hf_nas.cli:main", "console_scripts").load() is main
+
+
+def test_the_command_convert_cofi_is_there(tmp_path, capsys) -> None:
+    message = "give that of a downloaded CoFi checkpoint"
+    refused(capsys, message, "convert-cofi", tmp_path / "nowhere", tmp_path / "out")

@@ -9,7 +9,8 @@ from transformers import default_data_collator
 
 from hf_nas.cli import main
 from tests import zoo
-from tests.report.compared import dense_run, dsp_run, results, search_run
+from tests.cli import refusals
+from tests.report.compare.runs import dense_run, dsp_run, results, search_run
 from tests.trainer.pruning_world import accuracy, arguments
 from tests.trainer.worlds import rows
 from trainer_plugins import HeadPruningArguments, run_head_pruning
@@ -33,11 +34,8 @@ def numbers(folder: Path) -> dict:
 
 def refused(capsys, folder: Path, message: str, *given: object) -> None:
     capsys.readouterr()
-    assert compare(folder, *given) == 2
-    captured = capsys.readouterr()
-    lines = [line for line in captured.err.splitlines() if "hf-nas: " in line]
-    assert len(lines) == 1 and message in lines[0], captured.err
-    assert "Traceback" not in captured.err and captured.out == "" and not (folder / "page").exists()
+    refusals.refused(capsys, message, compare(folder, *given))
+    assert not (folder / "page").exists()
 
 
 def test_a_page_of_a_search_seeds_and_the_dense_model(bert, tmp_path, capsys) -> None:

@@ -1,7 +1,6 @@
 """The command `hf-nas evaluate`, against metrics, sizes and times worked out here by hand."""
 
 import json
-import random
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,69 +11,17 @@ import pytest
 import torch
 from scipy.stats import pearsonr
 from sklearn.metrics import f1_score
-from torch import nn
-from transformers import BertConfig, BertForQuestionAnswering, BertForSequenceClassification, BertTokenizerFast
+from transformers import BertConfig, BertForQuestionAnswering, BertForSequenceClassification
 
 from hf_nas import SubNetwork, describe, extract, save_extracted
 from hf_nas.cli import evaluate, main
-from hf_nas.cli.dense import build_dense, read_sub_network
-from hf_nas.cli.models import get_device
-from hf_nas.cli.speed import ReadingTime, measure_reading
-from tests import zoo
+from tests.cli.classifiers import HIDDEN, KEPT, make_model, make_tokenizer, outputs, rows, save, write
+from tests.cli.refusals import refused
 
 
 DATA = Path(__file__).resolve().parents[2] / ".." / "shared" / "data"
-WORDS = [f"word{i}" for i in range(40)]
-KEPT = {
-    "encoder.0.attention": [1, 3],
-    "encoder.0.feed_forward": 5,
-    "encoder.1.attention": None,
-    "encoder.1.feed_forward": [0, 7, 9],
-}
-HIDDEN = (0, 1, 2, 4, 5, 6, 7, 8, 9, 10, 12, 13, 15)
 SENTENCES = ("sentence1", "sentence2")
 ENTAILMENT = ("entailment", "neutral", "contradiction")
-
-
-def make_tokenizer() -> BertTokenizerFast:
-    vocabulary = {word: i for i, word in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS])}
-    return BertTokenizerFast(vocab=vocabulary, model_max_length=32)
-
-
-def make_model(labels: Sequence[str], **changes) -> BertForSequenceClassification:
-    torch.manual_seed(0)
-    config = BertConfig(
-        vocab_size=45, hidden_size=16, num_hidden_layers=2, num_attention_heads=4, intermediate_size=24,
-        max_position_embeddings=32, id2label=dict(enumerate(labels)), initializer_range=0.5, **changes,
-    )  # fmt: skip
-    return BertForSequenceClassification(config).eval()
-
-
-def save(model, folder: Path) -> Path:
-    model.save_pretrained(folder)
-    make_tokenizer().save_pretrained(folder)
-    return folder
-
-
-def rows(columns: Sequence[str], count: int, labels: Sequence, seed: int = 0) -> list[dict]:
-    """Texts with the numbers that labels have in the task's own order, or with values."""
-    rng = random.Random(seed)
-    texts = [{name: " ".join(rng.choices(WORDS, k=rng.randint(2, 9))) for name in columns} for _ in range(count)]
-    return [{**text, "label": rng.choice(labels)} for text in texts]
-
-
-def write(path: Path, lines: list[dict]) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    return path
-
-
-def outputs(model, lines: list[dict], columns: Sequence[str]) -> np.ndarray:
-    """Logits text by text, without padding."""
-    tokenizer, cut = make_tokenizer(), {"truncation": True, "max_length": 16, "return_tensors": "pt"}
-    with torch.no_grad():
-        each = [model(**tokenizer(*(line[name] for name in columns), **cut)).logits for line in lines]
-    return torch.cat(each).numpy()
 
 
 @pytest.fixture(scope="module")
@@ -101,13 +48,6 @@ def run(*arguments: object) -> int:
 def results(tmp_path: Path, *arguments: object) -> dict:
     assert run(*arguments, "--json", tmp_path / "found" / "results.json") == 0
     return json.loads((tmp_path / "found" / "results.json").read_text())
-
-
-def refused(capsys, message: str, status: int) -> None:
-    captured = capsys.readouterr()
-    lines = [line for line in captured.err.splitlines() if line.startswith("hf-nas: ")]
-    assert status == 2 and len(lines) == 1 and message in lines[0], captured.err
-    assert "Traceback" not in captured.err and captured.out == ""
 
 
 def count(*parts) -> int:
@@ -252,97 +192,6 @@ def test_tasks_with_two_metrics(tmp_path) -> None:
     assert found == {"pearson": None, "spearmanr": None}
 
 
-class Timed(nn.Module):
-    """A model whose passes take as long as it is told, by a clock of its own."""
-
-    device = torch.device("cpu")
-
-    def __init__(self, name: str, seconds: float, clock: list, log: list):
-        super().__init__()
-        self.name, self.seconds, self.clock, self.log = name, seconds, clock, log
-
-    def forward(self, input_ids: torch.Tensor) -> None:
-        assert not self.training and torch.is_inference_mode_enabled()
-        self.log.append((self.name, len(input_ids)))
-        # One pass in seven is disturbed.
-        disturbed = 10 if len(self.log) % 7 == 0 else 1
-        self.clock[0] += self.seconds * len(input_ids) * disturbed
-
-
-def test_models_take_turns_and_medians_count() -> None:
-    clock, log = [0.0], []
-    models = [Timed("small", 1.0, clock, log), Timed("dense", 3.0, clock, log)]
-    batches = [{"input_ids": torch.zeros(rows, 4), "token_type_ids": torch.zeros(rows, 4)} for rows in (8, 8, 2)]
-    small, dense = measure_reading(models, batches, passes=9, clock=lambda: clock[0])
-    assert small.seconds_per_example == 1.0 and dense.seconds_per_example == 3.0 and small.examples == 18
-    assert small.speed_up_over(dense) == 3.0 and len(small.seconds) == 3
-    assert small.speed_up_quartiles(dense) == (3.0, 3.0)
-    one, other = ReadingTime(((1.0, 2.0, 1.0, 1.0, 1.0),), 8), ReadingTime(((4.0, 4.0, 5.0, 6.0, 7.0),), 8)
-    assert one.speed_up_over(other) == 5.0 and one.speed_up_quartiles(other) == (4.0, 6.0)
-    assert models[0].training
-    turns = [name for name, rows in log if rows == 2]
-    assert turns == ["small", "dense"] + 9 * ["small", "small", "dense", "dense"]
-    with pytest.raises(ValueError, match="no batch to measure on"):
-        measure_reading(models, [])
-
-
-CASES = ("uniform half", "first layer gone", "nothing but norms", "all layers gone", "everything at once")
-
-
-@pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("name", list(zoo.MODELS))
-def test_the_dense_model_comes_back_from_the_record(name, case) -> None:
-    model = zoo.build(name)
-    sub_network = zoo.corner_cases(model)[case]
-    small = extract(model, sub_network)
-    if name.startswith("gemma") and case == "first layer gone":
-        with pytest.raises(ValueError, match="does not tell which types the removed layers had.*give it by --dense"):
-            build_dense(small, sub_network, "small")
-        return
-    state = torch.random.get_rng_state()
-    dense = build_dense(small, sub_network, "small")
-    shapes = {key: tensor.shape for key, tensor in model.state_dict().items()}
-    assert {key: tensor.shape for key, tensor in dense.state_dict().items()} == shapes
-    assert type(dense) is type(model) and not dense.training
-    assert dense.config._attn_implementation == model.config._attn_implementation
-    assert torch.equal(torch.random.get_rng_state(), state)
-    assert zoo.logits(dense, zoo.inputs_for(dense)).isfinite().all()
-
-
-@pytest.mark.parametrize("name", ["bert", "roberta"])
-def test_pruned_hidden_dimensions_come_back_too(name, tmp_path) -> None:
-    model = zoo.build(name)
-    kept = dict(zoo.corner_cases(model)["everything at once"].items())
-    sub_network = SubNetwork.of(describe(model), kept, tuple(range(3, 29)))
-    small = extract(model, sub_network).to(torch.bfloat16)
-    save_extracted(small, sub_network, tmp_path)
-    assert read_sub_network(str(tmp_path)) == sub_network
-    dense = build_dense(small, sub_network, "small")
-    shapes = {key: tensor.shape for key, tensor in model.state_dict().items()}
-    assert {key: tensor.shape for key, tensor in dense.state_dict().items()} == shapes
-    assert dense.dtype == torch.bfloat16
-
-
-def test_a_record_that_does_not_tell_the_dense_model_is_refused() -> None:
-    model = zoo.build("bert")
-    structure = describe(model)
-    half = SubNetwork.of(structure, {"encoder.0.attention": 2})
-    small = extract(model, half)
-    again = SubNetwork.of(describe(small), {"encoder.1.attention": 1})
-    with pytest.raises(ValueError, match="of 'x' cannot be built .*uneven layers itself.*give it by --dense"):
-        build_dense(extract(small, again), again, "x")
-    with pytest.raises(ValueError, match="it belongs to another model"):
-        build_dense(small, SubNetwork.of(structure, {"encoder.0.attention": 3}), "x")
-    with pytest.raises(ValueError, match=r"\(.*; give it by --dense"):
-        build_dense(small, SubNetwork.full(describe(zoo.build("gpt2"))), "x")
-    # Of 16 and 12 hidden dimensions with heads of 4 both are stock models, and the record has only ids.
-    config = BertConfig(vocab_size=20, hidden_size=16, num_hidden_layers=1, num_attention_heads=4, intermediate_size=8)
-    answering = BertForQuestionAnswering(config)
-    narrow = SubNetwork.of(describe(answering), {"encoder.0.attention": 3}, 12)
-    with pytest.raises(ValueError, match="does not tell how many hidden dimensions"):
-        build_dense(extract(answering, narrow), narrow, "x")
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -413,18 +262,6 @@ def test_bad_data_and_records(folders, tmp_path, capsys, monkeypatch) -> None:
     monkeypatch.setattr(BertForSequenceClassification, "forward", out_of_memory)
     status = run("sst2", folders.dense, "--data_dir", folders.data)
     refused(capsys, "cannot compute a batch of 8 x 16 tokens (out of memory", status)
-
-
-def test_the_device_by_default_and_by_name() -> None:
-    assert get_device(None).type == ("cuda" if torch.cuda.is_available() else "cpu")
-    assert get_device("cpu") == torch.device("cpu")
-    with pytest.raises(ValueError, match="--device 'meta' cannot be used here"):
-        get_device("meta")
-
-
-def test_the_command_convert_cofi_is_there(tmp_path, capsys) -> None:
-    status = main(["convert-cofi", str(tmp_path / "nowhere"), str(tmp_path / "out")])
-    refused(capsys, "give that of a downloaded CoFi checkpoint", status)
 
 
 @pytest.mark.skipif(not (DATA / "mrpc").is_dir(), reason="the shared task data are not there")

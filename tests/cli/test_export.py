@@ -11,7 +11,8 @@ from hf_nas import extract, save_extracted
 from hf_nas.cli import main
 from hf_nas.export import formats, load_exported
 from tests import zoo
-from tests.cli.test_evaluate import make_tokenizer, refused
+from tests.cli.classifiers import make_tokenizer
+from tests.cli.refusals import refused
 from tests.export.packages import need
 
 

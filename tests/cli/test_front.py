@@ -13,6 +13,7 @@ from hf_nas.search import Evaluated, Objective, error_objective, macs_objective,
 from hf_nas.search.evaluation import Rejected
 from hf_nas.space import get_search_space
 from tests import zoo
+from tests.cli import refusals
 from tests.search.problems import OBJECTIVES, UnitsSpace, accuracy_of, size_of
 
 
@@ -59,11 +60,7 @@ def as_json(capsys, *arguments: object) -> dict:
 
 def refused(capsys, message: str, *arguments: object) -> None:
     capsys.readouterr()
-    assert front(*arguments) == 2
-    captured = capsys.readouterr()
-    lines = [line for line in captured.err.splitlines() if line.startswith("hf-nas: ")]
-    assert len(lines) == 1 and message in lines[0], captured.err
-    assert "Traceback" not in captured.err and captured.out == ""
+    refusals.refused(capsys, message, front(*arguments))
 
 
 def test_the_table_of_a_finished_search(finished, capsys) -> None:

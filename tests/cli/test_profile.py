@@ -166,15 +166,18 @@ def test_a_model_that_reads_no_tokens(folders, fake_time, tmp_path, capsys) -> N
     assert "nothing was measured" in capsys.readouterr().out
 
 
-def test_a_small_model_beside_its_dense_one(folders, fake_time) -> None:
-    found = profile.profile_small(folders["small"], repeats=2)
-    assert fake_time[-1]["sequence_length"] == 38 and fake_time[-1]["repeats"] == 2
-    dense, small = found["models"]
-    model = zoo.build("bert")
-    assert dense["parameters"]["all"] == sum(p.numel() for p in model.parameters()) > small["parameters"]["all"]
-    assert SubNetwork.from_dict(found["sub_network"]) == zoo.corner_cases(model)["everything at once"]
-    with pytest.raises(ValueError, match="no sub_network.json"):
-        profile.profile_small(folders["bert"])
+def test_a_model_that_reads_images(fake_time, tmp_path, capsys, caplog) -> None:
+    vit = zoo.build("vit")
+    vit.save_pretrained(tmp_path)
+    assert run(tmp_path, "--json") == 0
+    tokens = (vit.config.image_size // vit.config.patch_size) ** 2 + 1
+    (asked,) = fake_time
+    assert asked["sequence_length"] == tokens
+    (row,) = json.loads(capsys.readouterr().out)["models"]
+    assert row["macs"] == SizeTable(vit).macs(SubNetwork.full(describe(vit)), tokens)
+    assert row["latency"]["median"] == 0.008 and not caplog.records
+    assert run(tmp_path, "--sequence_length", 128) == 2
+    assert f"give the sequence_length {tokens}" in capsys.readouterr().err
 
 
 def test_the_name_of_the_processor(tmp_path) -> None:

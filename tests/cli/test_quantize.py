@@ -12,7 +12,8 @@ from hf_nas import SubNetwork, describe, extract, save_extracted
 from hf_nas.cli import main
 from hf_nas.export import formats, load_exported
 from tests import zoo
-from tests.cli.test_evaluate import HIDDEN, KEPT, make_model, make_tokenizer, outputs, refused, rows, write
+from tests.cli.classifiers import HIDDEN, KEPT, make_model, make_tokenizer, outputs, rows, write
+from tests.cli.refusals import refused
 from tests.export.packages import need
 
 

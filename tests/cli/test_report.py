@@ -8,9 +8,8 @@ import pytest
 from huggingface_hub import ModelCard
 
 from hf_nas.cli import main
-from hf_nas.cli import profile as profiles
 from hf_nas.profiling import Latency
-from hf_nas.report import PAGE_FILE, PROFILE_FILE
+from hf_nas.report import PAGE_FILE, PROFILE_FILE, small_profile
 from tests.report.runs import make_pruning, make_search, read_json
 
 
@@ -42,7 +41,7 @@ def fake_time(monkeypatch) -> list[dict]:
         lengths = options["batch_size"], options["sequence_length"], options["decoder_length"]
         return [Latency((seconds,), *lengths, MACHINE) for seconds in (0.008, 0.004)]
 
-    monkeypatch.setattr(profiles, "measure_latencies", measure)
+    monkeypatch.setattr(small_profile, "measure_latencies", measure)
     return asked
 
 

@@ -22,6 +22,7 @@ from hf_nas.cli import main
 from hf_nas.profiling import LatencyTable, Parts
 from hf_nas.search import SearchResult, SuperNetworkEvaluator
 from tests import zoo
+from tests.cli.refusals import refused
 
 
 DATA = Path(__file__).resolve().parents[2] / ".." / "shared" / "data"
@@ -78,13 +79,6 @@ def folder(tmp_path_factory) -> Path:
 def run(folder: Path, output: Path, *arguments: object, data: str = "held_out.csv", samples: int = 8) -> int:
     common = ["--data", folder / data, "--output_dir", output, "--device", "cpu", "--num_samples", samples]
     return main([str(each) for each in ("search", folder / "model", *common, *arguments)])
-
-
-def refused(capsys, message: str, status: int, expected: int = 2) -> None:
-    captured = capsys.readouterr()
-    lines = [line for line in captured.err.splitlines() if line.startswith("hf-nas: ")]
-    assert status == expected and len(lines) == 1 and message in lines[0], captured.err
-    assert "Traceback" not in captured.err and captured.out == ""
 
 
 @pytest.fixture(scope="module")

@@ -16,6 +16,9 @@ import torch
 from datasets import Dataset
 from transformers import BertConfig, BertModel, BertTokenizerFast
 
+from tests.examples.runs import Script
+from tests.examples.translations import NEW, TRAINING, sentences
+
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 KINDS = {"colour": ("red", "blue", "green"), "animal": ("cat", "dog", "cow"), "fruit": ("fig", "pear", "kiwi")}
@@ -64,6 +67,11 @@ def demo(glue_modules: dict[str, ModuleType]) -> ModuleType:
 def qa_modules() -> Iterator[dict[str, ModuleType]]:
     with example_modules("question-answering", "run_qa") as modules:
         yield modules
+
+
+@pytest.fixture(scope="package")
+def run_qa(qa_modules: dict[str, ModuleType]) -> ModuleType:
+    return qa_modules["run_qa"]
 
 
 @pytest.fixture(scope="package")
@@ -120,6 +128,12 @@ def tiny_qa_model(tmp_path_factory: pytest.TempPathFactory) -> str:
     pieces = ("which", "is", "there", "a", "the", "and", ".", "##ish", "very", "big", "small")
     kinds = (name for names in KINDS.values() for name in names)
     return save_tiny_bert(tmp_path_factory.mktemp("qa_model"), (*pieces, *KINDS, *kinds), hidden_size=32)
+
+
+@pytest.fixture(scope="package")
+def data_cache(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Where all tests cache data sets."""
+    return str(tmp_path_factory.mktemp("cache"))
 
 
 @pytest.fixture(scope="package")
@@ -199,3 +213,55 @@ def qa_files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         "train_file": write_lines(folder / "train.json", questions(96, seed=0)),
         "validation_file": write_lines(folder / "validation.json", questions(32, seed=1)),
     }
+
+
+@pytest.fixture(scope="package")
+def glue_settings(tiny_model: str, tiny_files: dict[str, str], data_cache: str) -> dict[str, Any]:
+    """Model and data of the text-classification script, by flag."""
+    return tiny_files | {"model_name_or_path": tiny_model, "cache_dir": data_cache, "max_seq_length": 12}
+
+
+@pytest.fixture(scope="package")
+def qa_settings(tiny_qa_model: str, qa_files: dict[str, str], data_cache: str) -> dict[str, Any]:
+    """Model and data of the question-answering script, by flag; some contexts make two windows."""
+    settings = {"model_name_or_path": tiny_qa_model, "cache_dir": data_cache, "max_seq_length": 22, "doc_stride": 6}
+    return qa_files | settings
+
+
+@pytest.fixture(scope="package")
+def translation_modules() -> Iterator[dict[str, ModuleType]]:
+    with example_modules("translation", "run_translation") as modules:
+        yield modules
+
+
+@pytest.fixture(scope="package")
+def run_translation(translation_modules: dict[str, ModuleType]) -> ModuleType:
+    return translation_modules["run_translation"]
+
+
+@pytest.fixture(scope="package")
+def pair_files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Paths of a training, a validation and a test set."""
+    folder = tmp_path_factory.mktemp("pair_files")
+    sizes = {"train": 200, "validation": 20, "test": 10}
+    return {
+        f"{role}_file": write_lines(folder / f"{role}.json", sentences(count, seed))
+        for seed, (role, count) in enumerate(sizes.items())
+    }
+
+
+@pytest.fixture(scope="package")
+def translate(run_translation: ModuleType, pair_files: dict[str, str], data_cache: str) -> Script:
+    """The translation script with a tiny training on these files."""
+    lengths = {"max_source_length": 20, "max_target_length": 20}
+    languages = {"source_lang": "en", "target_lang": "de", "cache_dir": data_cache}
+    return Script(run_translation, TRAINING | pair_files | languages | lengths)
+
+
+@pytest.fixture(scope="package")
+def translator(translate: Script, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a new Marian that has learnt the task, and its test set translated: two layers a side with 4 heads."""
+    folder = tmp_path_factory.mktemp("runs") / "translator"
+    flags = "--train_tokenizer --do_train --do_eval --do_predict --predict_with_generate --num_beams 2".split()
+    translate(folder, *flags, **NEW, max_steps=260, save_steps=260)
+    return folder

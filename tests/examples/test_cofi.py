@@ -1,27 +1,14 @@
 """Pruning by the scripts, from their flags to a small model that loads."""
 
-import json
-import sys
-from pathlib import Path
-
 import pytest
 import torch
-from safetensors.torch import load_file
 from transformers import AutoModelForQuestionAnswering, AutoModelForSequenceClassification, Trainer, pipeline
 
 from hf_nas import SubNetwork
+from tests.examples.runs import PRUNING_TRAINING, Script, read, weights
 
 
-SETTINGS = {
-    "learning_rate": 1e-2,
-    "num_train_epochs": 3,
-    "per_device_train_batch_size": 8,
-    "save_strategy": "no",
-    "logging_steps": 8,
-    "seed": 7,
-    "use_cpu": True,
-    "report_to": "none",
-}
+SETTINGS = PRUNING_TRAINING | {"num_train_epochs": 3}
 PRUNING = {
     "pruning_type": "structured_heads+structured_mlp+hidden+layer",
     "target_sparsity": 0.4,
@@ -30,25 +17,12 @@ PRUNING = {
     "reg_learning_rate": 0.1,
     "final_finetune_epochs": 2,
 }
-
-
-def run(module, script: str, *flags: str, **settings) -> None:
-    arguments = [text for key, value in settings.items() for text in (f"--{key}", str(value))]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", [script, *arguments, *flags])
-        module.main()
+DISTILLATION = ("--do_distill", "--do_layer_distill", "--layer_distill_version", "4")
 
 
 @pytest.fixture(scope="module")
-def glue(run_glue, tiny_model, tiny_files, tmp_path_factory):
-    cache = str(tmp_path_factory.mktemp("cache"))
-    common = SETTINGS | tiny_files | {"cache_dir": cache, "max_seq_length": 12, "model_name_or_path": tiny_model}
-
-    def start(folder: Path, *flags: str, **changes) -> None:
-        settings = common | {"output_dir": folder} | changes
-        run(run_glue, "run_glue.py", *flags, **{key: value for key, value in settings.items() if value is not None})
-
-    return start
+def glue(run_glue, glue_settings) -> Script:
+    return Script(run_glue, SETTINGS | glue_settings)
 
 
 @pytest.fixture(scope="module")
@@ -56,17 +30,6 @@ def teacher(glue, tmp_path_factory) -> str:
     folder = tmp_path_factory.mktemp("teacher")
     glue(folder, "--do_train", num_train_epochs=12)
     return str(folder)
-
-
-def read(folder: Path, name: str = "all_results.json") -> dict:
-    return json.loads((folder / name).read_text())
-
-
-def weights(folder: Path) -> dict[str, torch.Tensor]:
-    return load_file(folder / "model.safetensors")
-
-
-DISTILLATION = ("--do_distill", "--do_layer_distill", "--layer_distill_version", "4")
 
 
 def test_pruning_with_a_teacher_in_one_command(glue, teacher, tiny_model, tmp_path, monkeypatch, capsys) -> None:
@@ -127,10 +90,9 @@ def test_refused_before_training(glue, run_glue, tmp_path, monkeypatch, flags, m
     assert not (tmp_path / "out" / "run.json").exists()
 
 
-def test_question_answering(qa_modules, tiny_qa_model, qa_files, tmp_path) -> None:
-    files = {"max_seq_length": 22, "doc_stride": 6, "cache_dir": tmp_path / "cache", "output_dir": tmp_path / "out"}
-    settings = SETTINGS | PRUNING | qa_files | files | {"model_name_or_path": tiny_qa_model}
-    run(qa_modules["run_qa"], "run_qa.py", "--do_train", "--do_eval", "--do_final_finetune", **settings)
+def test_question_answering(run_qa, qa_settings, tmp_path) -> None:
+    ask = Script(run_qa, SETTINGS | PRUNING | qa_settings)
+    ask(tmp_path / "out", "--do_train", "--do_eval", "--do_final_finetune")
     results, report = read(tmp_path / "out"), read(tmp_path / "out" / "finetuned", "pruning.json")
     assert 0 <= results["eval_f1"] <= 100 and report["sparsity"] >= 0.4
     assert 0 <= read(tmp_path / "out" / "pruned", "eval_results.json")["eval_f1"] <= 100

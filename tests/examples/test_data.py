@@ -167,6 +167,13 @@ def test_label_that_only_the_validation_set_has(load, tmp_path):
         load(train_file=train, validation_file=validation)
 
 
+def test_a_file_of_another_kind_is_refused(load, tmp_path):
+    (tmp_path / "train.parquet").write_text("a,b\n1,2\n")
+    with pytest.raises(ValueError, match="train.parquet' cannot be read as PARQUET .*; correct the file") as error:
+        load(["train"], task_name="rte", train_file=str(tmp_path / "train.parquet"))
+    assert "\n" not in str(error.value)
+
+
 def test_missing_splits(load, tmp_path):
     write_parquet(tmp_path / "validation.parquet", PAIRS)
     with pytest.raises(ValueError, match="needs a train split and the data have only validation"):

@@ -3,12 +3,10 @@
 import csv
 import json
 import shutil
-import sys
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification, Trainer
 
 from hf_nas import SubNetwork, describe
@@ -16,12 +14,13 @@ from hf_nas.importance.movement import MovementScores
 from hf_nas.nncf_config import NncfConfig, nncf_space
 from hf_nas.search import SuperNetworkEvaluator, read_search_progression
 from hf_nas.space import CustomSpace
+from tests.examples.runs import Script, read, weights
 from trainer_plugins import MovementSparsityTrainer, SuperNetworkTrainer, eftnas
 
 
 FLAGS = {
     "learning_rate": 1e-2, "num_train_epochs": 2, "per_device_train_batch_size": 8, "save_strategy": "steps",
-    "save_steps": 5, "logging_steps": 1, "seed": 7, "use_cpu": True, "max_seq_length": 12, "selection_split": 0.3,
+    "save_steps": 5, "logging_steps": 1, "seed": 7, "use_cpu": True, "selection_split": 0.3,
 }  # fmt: skip
 MOVEMENT = ("--movement_warmup_start_epoch", "1", "--movement_warmup_end_epoch", "2")
 # Four heads and few neurons: sizes come in large steps.
@@ -41,20 +40,8 @@ SEARCH = ("--do_search", "--num_samples", "5", "--search_objectives", "error", "
 
 
 @pytest.fixture(scope="module")
-def start(run_glue, tiny_model, tiny_files, tmp_path_factory):
-    """Run the text-classification script; data sets are cached in a folder that all tests share."""
-    cache = str(tmp_path_factory.mktemp("cache"))
-
-    def start(output_dir: Path, *flags: str, model: str | None = tiny_model) -> None:
-        settings = FLAGS | tiny_files | {"output_dir": output_dir, "cache_dir": cache}
-        if model is not None:
-            settings["model_name_or_path"] = model
-        arguments = [text for key, value in settings.items() for text in (f"--{key}", str(value))]
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(sys, "argv", ["run_glue.py", *arguments, *flags])
-            run_glue.main()
-
-    return start
+def start(run_glue, glue_settings) -> Script:
+    return Script(run_glue, FLAGS | glue_settings)
 
 
 @pytest.fixture(scope="module")
@@ -77,10 +64,6 @@ def command(teacher: str) -> tuple[str, ...]:
             *GENERATED, *SEARCH)  # fmt: skip
 
 
-def weights(folder: Path | str) -> dict[str, torch.Tensor]:
-    return load_file(Path(folder) / "model.safetensors")
-
-
 def rows(path: Path) -> list[list[str]]:
     with open(path, newline="") as file:
         return list(csv.reader(file))
@@ -96,7 +79,7 @@ def test_one_command_does_all_steps(whole, tiny_model) -> None:
     assert space.name == "generated" and len(space.dimensions) == 4
     assert model.config.hf_nas_reordered_by == "movement"
     # The weights that the scores were learnt with are thrown away; the embeddings start from the pretrained ones.
-    results = json.loads((whole / "search" / "result.json").read_text())
+    results = read(whole / "search", "result.json")
     assert results["objectives"] == ["error", "macs"] and len(results["trials"]) == 5
     for trial in results["trials"]:
         space.encode(SubNetwork.from_dict(trial["sub_network"], structure))
@@ -149,7 +132,7 @@ def test_killed_at_any_stage_it_ends_in_the_same(start, whole, teacher, tmp_path
     ours, theirs = weights(tmp_path), weights(whole)
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
     assert (tmp_path / "search_space.json").read_text() == (whole / "search_space.json").read_text()
-    results = [json.loads((folder / "search" / "result.json").read_text()) for folder in (tmp_path, whole)]
+    results = [read(folder / "search", "result.json") for folder in (tmp_path, whole)]
     for trial in (*results[0]["trials"], *results[1]["trials"]):
         del trial["seconds"]
     assert results[0] == results[1]
@@ -157,13 +140,14 @@ def test_killed_at_any_stage_it_ends_in_the_same(start, whole, teacher, tmp_path
 
 def test_a_trained_super_network_is_searched_in_its_generated_space(start, whole, tmp_path) -> None:
     flags = ("--checkpoint_dir_model", str(whole), "--importance", "movement", "--search_space", "generated")
-    start(tmp_path / "out", *flags, *SEARCH, model=None)
+    no_model = {"model_name_or_path": None}
+    start(tmp_path / "out", *flags, *SEARCH, **no_model)
     first, second = (rows(folder / "search" / "evaluations.csv") for folder in (whole, tmp_path / "out"))
     assert [row[:-1] for row in first] == [row[:-1] for row in second]
     shutil.copytree(whole, tmp_path / "copy")
     (tmp_path / "copy" / "search_space.json").unlink()
     with pytest.raises(ValueError, match="has no generated space \\(search_space.json\\)"):
-        start(tmp_path / "no", *flags[2:], "--checkpoint_dir_model", str(tmp_path / "copy"), *SEARCH, model=None)
+        start(tmp_path / "no", "--checkpoint_dir_model", str(tmp_path / "copy"), *flags[2:], *SEARCH, **no_model)
 
 
 NODE = "BertForSequenceClassification/BertModel[bert]/BertEncoder[encoder]/ModuleList[layer]/BertLayer[{}]"
@@ -228,7 +212,7 @@ def test_a_configuration_drives_the_published_command(start, teacher, tmp_path) 
     path = config(tmp_path / "config.json")
     start(tmp_path / "out", "--do_train", "--do_eval", "--do_search", "--nncf_config", path, "--kd_teacher_model",
           teacher, "--save_strategy", "no", "--max_selection_samples", "16")  # fmt: skip
-    state = json.loads((tmp_path / "out" / "trainer_state.json").read_text())
+    state = read(tmp_path / "out", "trainer_state.json")
     steps = -(-45 // 8)  # of 64 texts, 19 are held out
     assert state["global_step"] == 3 * steps
     rates = [entry["learning_rate"] for entry in state["log_history"] if "loss" in entry]
@@ -238,14 +222,14 @@ def test_a_configuration_drives_the_published_command(start, teacher, tmp_path) 
     ) == (4, 4)
     model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out")
     structure = describe(model)
-    result = json.loads((tmp_path / "out" / "search" / "result.json").read_text())
+    result = read(tmp_path / "out" / "search", "result.json")
     assert result["method"] == "nsga2" and result["space"] == "nncf" and len(result["trials"]) == 6
     assert result["objectives"] == ["error", "macs"]
     progression = rows(tmp_path / "out" / "search" / "search_progression.csv")
     assert len(progression) == 6 and all(row[1] == "MACs" and row[3] == "top1_acc" for row in progression)
     cache = rows(tmp_path / "out" / "search" / "cache_MACs.csv")
     assert cache[0][0].startswith("(") and float(cache[0][1]) == float(progression[0][2])
-    front = json.loads((tmp_path / "out" / "search" / "front.json").read_text())
+    front = read(tmp_path / "out" / "search", "front.json")
     assert front
     # The fewest MACs among those that lose less than 20 points of the largest.
     metrics = [trial["metrics"]["accuracy"] for trial in result["trials"]]
@@ -255,15 +239,15 @@ def test_a_configuration_drives_the_published_command(start, teacher, tmp_path) 
     chosen = SubNetwork.load(tmp_path / "out" / "extracted", structure)
     assert chosen == SubNetwork.from_dict(best["sub_network"], structure)
     groups = eftnas.old_groups(nncf_space(NncfConfig.load(path), model))
-    read = read_search_progression(tmp_path / "out" / "search" / "search_progression.csv", groups)
-    assert [trial.sub_network.to_dict() for trial in read.trials] == [t["sub_network"] for t in result["trials"]]
+    progress = read_search_progression(tmp_path / "out" / "search" / "search_progression.csv", groups)
+    assert [trial.sub_network.to_dict() for trial in progress.trials] == [t["sub_network"] for t in result["trials"]]
 
 
 def test_flags_win_over_the_configuration(start, tmp_path) -> None:
     path = config(tmp_path / "config.json")
     start(tmp_path / "out", "--do_train", "--do_search", "--nncf_config", path, "--num_samples", "4",
           "--importance", "magnitude", "--max_macs_ratio", "0.9", "--max_selection_samples", "16")  # fmt: skip
-    result = json.loads((tmp_path / "out" / "search" / "result.json").read_text())
+    result = read(tmp_path / "out" / "search", "result.json")
     assert len(result["trials"]) == 4
 
 

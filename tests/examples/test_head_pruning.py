@@ -1,45 +1,21 @@
 """Pruning of heads by the scripts, from their flags to a small model that loads."""
 
 import csv
-import json
-import sys
-from pathlib import Path
 
 import pytest
 from transformers import AutoModelForQuestionAnswering, AutoModelForSequenceClassification, Trainer, pipeline
 
 from hf_nas import SubNetwork
+from tests.examples.runs import PRUNING_TRAINING, Script, read
 
 
-SETTINGS = {
-    "learning_rate": 1e-2,
-    "num_train_epochs": 2,
-    "per_device_train_batch_size": 8,
-    "save_strategy": "no",
-    "logging_steps": 8,
-    "seed": 7,
-    "use_cpu": True,
-    "report_to": "none",
-}
+SETTINGS = PRUNING_TRAINING | {"num_train_epochs": 2}
 DSP = ("--do_train", "--do_eval", "--pruning_method", "dsp", "--annealing", "--num_of_heads", "3")
 
 
-def run(module, script: str, *flags: str, **settings) -> None:
-    arguments = [text for key, value in settings.items() for text in (f"--{key}", str(value))]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", [script, *arguments, *flags])
-        module.main()
-
-
 @pytest.fixture(scope="module")
-def glue(run_glue, tiny_model, tiny_files, tmp_path_factory):
-    cache = str(tmp_path_factory.mktemp("cache"))
-    common = SETTINGS | tiny_files | {"cache_dir": cache, "max_seq_length": 12, "model_name_or_path": tiny_model}
-
-    def start(folder: Path, *flags: str, **changes) -> None:
-        run(run_glue, "run_glue.py", *flags, **(common | {"output_dir": folder} | changes))
-
-    return start
+def glue(run_glue, glue_settings) -> Script:
+    return Script(run_glue, SETTINGS | glue_settings)
 
 
 @pytest.fixture(scope="module")
@@ -47,10 +23,6 @@ def fine_tuned(glue, tmp_path_factory) -> str:
     folder = tmp_path_factory.mktemp("fine_tuned")
     glue(folder, "--do_train", num_train_epochs=8)
     return str(folder)
-
-
-def read(folder: Path, name: str = "all_results.json") -> dict:
-    return json.loads((folder / name).read_text())
 
 
 def test_joint_pruning_in_one_command(glue, tmp_path, monkeypatch, capsys) -> None:
@@ -118,11 +90,9 @@ def test_importance_of_a_model_that_is_not_fine_tuned_is_refused(glue, tmp_path)
         glue(tmp_path / "out", "--pruning_method", "michel", "--num_of_heads", "3")
 
 
-def test_question_answering(qa_modules, tiny_qa_model, qa_files, tmp_path) -> None:
-    files = {"max_seq_length": 22, "doc_stride": 6, "cache_dir": tmp_path / "cache", "output_dir": tmp_path / "out"}
-    settings = SETTINGS | qa_files | files | {"model_name_or_path": tiny_qa_model}
+def test_question_answering(run_qa, qa_settings, tmp_path) -> None:
     flags = ("--do_train", "--do_eval", "--pruning_method", "michel", "--num_of_heads", "3", "--heads_per_step", "4")
-    run(qa_modules["run_qa"], "run_qa.py", *flags, **settings)
+    Script(run_qa, SETTINGS | qa_settings)(tmp_path / "out", *flags)
     points = read(tmp_path / "out", "front.json")["points"]
     assert [point["heads"] for point in points] == [8, 4, 3, 0]
     assert points[2]["eval_f1"] == pytest.approx(read(tmp_path / "out")["eval_f1"])

@@ -1,14 +1,11 @@
 """The text-classification script from its flags to its files, in one process."""
 
-import csv
 import json
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from datasets import load_dataset
-from safetensors.torch import load_file
 from transformers import (
     AutoModelForSequenceClassification,
     AutoTokenizer,
@@ -18,7 +15,15 @@ from transformers import (
     set_seed,
 )
 
-from hf_nas.search import SuperNetworkEvaluator
+from tests.examples.runs import (
+    Script,
+    assert_same_weights,
+    counted_evaluations,
+    counted_steps,
+    evaluations,
+    read,
+    weights,
+)
 from trainer_plugins import NasArguments, SearchArguments, run_state
 from trainer_plugins.script_checks import needed_splits
 
@@ -39,20 +44,8 @@ SEARCH = ("--selection_split", "0.3", "--do_search", "--num_samples", "6", "--ma
 
 
 @pytest.fixture(scope="module")
-def start(run_glue, tiny_model, tiny_files, tmp_path_factory):
-    """Run the script; data sets are cached in a folder that all tests share."""
-    cache = str(tmp_path_factory.mktemp("cache"))
-
-    def start(output_dir: Path, *flags: str, model: str | None = tiny_model) -> None:
-        settings = TRAINING | tiny_files | {"output_dir": output_dir, "cache_dir": cache, "max_seq_length": 12}
-        if model is not None:
-            settings["model_name_or_path"] = model
-        arguments = [text for key, value in settings.items() for text in (f"--{key}", str(value))]
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(sys, "argv", ["run_glue.py", *arguments, *flags])
-            run_glue.main()
-
-    return start
+def start(run_glue, glue_settings) -> Script:
+    return Script(run_glue, TRAINING | glue_settings)
 
 
 @pytest.fixture(scope="module")
@@ -61,20 +54,6 @@ def super_network(start, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("runs") / "super_network"
     start(folder, "--do_train", "--do_eval", *SANDWICH, *SEARCH)
     return folder
-
-
-def read(folder: Path, name: str = "all_results.json") -> dict:
-    return json.loads((folder / name).read_text())
-
-
-def weights(folder: str | Path) -> dict[str, torch.Tensor]:
-    return load_file(Path(folder) / "model.safetensors")
-
-
-def evaluations(folder: Path) -> list[dict]:
-    """Everything but how long they took."""
-    with open(folder / "search" / "evaluations.csv", newline="") as file:
-        return [{key: value for key, value in row.items() if key != "seconds"} for row in csv.DictReader(file)]
 
 
 @pytest.mark.parametrize("pad", ["True", "False"])
@@ -107,11 +86,9 @@ def test_without_our_flags_it_is_plain_finetuning(start, tiny_model, tiny_files,
     assert results["train_samples"] == 64 and results["eval_samples"] == 24
     predicted = trainer.predict(data["validation"]).predictions.argmax(-1) == data["validation"]["labels"][:]
     assert results["eval_accuracy"] == pytest.approx(predicted.mean())
-    ours, plain = weights(tmp_path / "ours"), weights(tmp_path / "plain")
-    assert not torch.equal(ours["bert.pooler.dense.weight"], weights(tiny_model)["pooler.dense.weight"])
-    assert ours.keys() == plain.keys()
-    for name in plain:
-        torch.testing.assert_close(ours[name], plain[name], rtol=0, atol=1e-6)
+    assert_same_weights(tmp_path / "ours", tmp_path / "plain")
+    pooler = weights(tmp_path / "ours")["bert.pooler.dense.weight"]
+    assert not torch.equal(pooler, weights(tiny_model)["pooler.dense.weight"])
     # The example scripts of transformers leave these.
     for name in ("train_results.json", "eval_results.json", "trainer_state.json", "README.md", "tokenizer.json"):
         assert (tmp_path / "ours" / name).is_file()
@@ -119,12 +96,11 @@ def test_without_our_flags_it_is_plain_finetuning(start, tiny_model, tiny_files,
     assert config.id2label == {0: "negative", 1: "positive"}
 
 
-def test_json_file_instead_of_flags(run_glue, tiny_model, tiny_files, tmp_path, monkeypatch):
+def test_json_file_instead_of_flags(start, tiny_model, tiny_files, tmp_path):
     settings = {"model_name_or_path": tiny_model, "cache_dir": str(tmp_path / "cache"), "do_eval": True}
     settings |= tiny_files | {"output_dir": str(tmp_path / "out"), "max_eval_samples": 10, "use_cpu": True}
     (tmp_path / "run.json").write_text(json.dumps(settings))
-    monkeypatch.setattr(sys, "argv", ["run_glue.py", str(tmp_path / "run.json")])
-    run_glue.main()
+    start.run(str(tmp_path / "run.json"))
     assert read(tmp_path / "out")["eval_samples"] == 10
 
 
@@ -147,7 +123,7 @@ def test_regression(start, run_glue, tiny_model, tmp_path):
     assert read(tmp_path / "out")["eval_mse"] == pytest.approx(mse, abs=2e-3)
 
 
-def test_mnli_is_evaluated_twice(run_glue, tiny_model, tmp_path, monkeypatch):
+def test_mnli_is_evaluated_twice(start, tiny_model, tmp_path):
     for name, count in (("validation_matched", 6), ("validation_mismatched", 9)):
         rows = [{"premise": "good film", "hypothesis": "the book", "label": i % 3} for i in range(count)]
         path = tmp_path / "rows.json"
@@ -157,8 +133,7 @@ def test_mnli_is_evaluated_twice(run_glue, tiny_model, tmp_path, monkeypatch):
         )
     flags = ["--task_name", "mnli", "--data_dir", str(tmp_path), "--model_name_or_path", tiny_model, "--do_eval"]
     flags += ["--output_dir", str(tmp_path / "out"), "--cache_dir", str(tmp_path / "cache"), "--use_cpu"]
-    monkeypatch.setattr(sys, "argv", ["run_glue.py", *flags, "--max_seq_length", "12"])
-    run_glue.main()
+    start.run(*flags, "--max_seq_length", "12")
     results = read(tmp_path / "out")
     # The same prediction for all rows, and each label equally often.
     assert results["eval_accuracy"] == results["eval_accuracy_mm"] == pytest.approx(1 / 3)
@@ -196,7 +171,7 @@ def test_finished_training_is_not_repeated(start, run_glue, super_network, tmp_p
 
 def test_search_of_a_saved_super_network(start, super_network, tmp_path):
     flags = ("--checkpoint_dir_model", str(super_network), *SEARCH)
-    start(tmp_path, *flags, model=None)
+    start(tmp_path, *flags, model_name_or_path=None)
     assert evaluations(tmp_path) == evaluations(super_network)
     assert not (tmp_path / "model.safetensors").exists()
 
@@ -206,61 +181,35 @@ def test_search_on_examples_of_the_training_is_refused(start, super_network, tmp
     with pytest.raises(
         ValueError, match="dataset_seed 128 and is to be searched with 3.*give --dataset_seed the same"
     ):
-        start(tmp_path, *flags, "--dataset_seed", "3", model=None)
+        start(tmp_path, *flags, "--dataset_seed", "3", model_name_or_path=None)
 
 
 def test_search_of_a_model_trained_on_everything_is_refused(start, tmp_path):
     run_state.write_run(tmp_path, {"seed": 7}, finished=True)
     with pytest.raises(ValueError, match="was trained on all examples, so none are left"):
-        start(tmp_path / "search", "--checkpoint_dir_model", str(tmp_path), *SEARCH, model=None)
+        start(tmp_path / "search", "--checkpoint_dir_model", str(tmp_path), *SEARCH, model_name_or_path=None)
 
 
-def test_killed_training_continues(start, run_glue, tmp_path, monkeypatch):
+def test_killed_training_continues(start, run_glue, tmp_path):
     flags = ("--do_train", *SANDWICH)
     start(tmp_path / "whole", *flags)
-    training_step = run_glue.SuperNetworkTrainer.training_step
-
-    def die(self, *args, **kwargs):
-        if self.state.global_step == 19:
-            raise KeyboardInterrupt
-        return training_step(self, *args, **kwargs)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(run_glue.SuperNetworkTrainer, "training_step", die)
-        with pytest.raises(KeyboardInterrupt):
-            start(tmp_path / "killed", *flags)
-    steps = []
-
-    def count(self, *args, **kwargs):
-        steps.append(self.state.global_step)
-        return training_step(self, *args, **kwargs)
-
-    monkeypatch.setattr(run_glue.SuperNetworkTrainer, "training_step", count)
-    start(tmp_path / "killed", *flags)
+    with pytest.raises(KeyboardInterrupt), counted_steps(run_glue.SuperNetworkTrainer, killed_at=19):
+        start(tmp_path / "killed", *flags)
+    with counted_steps(run_glue.SuperNetworkTrainer) as steps:
+        start(tmp_path / "killed", *flags)
     assert steps == list(range(16, STEPS))
-    whole, killed = weights(tmp_path / "whole"), weights(tmp_path / "killed")
-    for name in whole:
-        torch.testing.assert_close(killed[name], whole[name], rtol=0, atol=1e-6)
+    assert_same_weights(tmp_path / "killed", tmp_path / "whole")
 
 
-def test_killed_search_continues(start, super_network, tmp_path, monkeypatch):
+def test_killed_search_continues(start, super_network, tmp_path):
     flags = ("--do_train", *SANDWICH, *SEARCH)
-    evaluate, calls, survived = SuperNetworkEvaluator.__call__, [], 4
-
-    def count(self, sub_network):
-        if len(calls) == survived:
-            raise KeyboardInterrupt
-        calls.append(sub_network)
-        return evaluate(self, sub_network)
-
-    monkeypatch.setattr(SuperNetworkEvaluator, "__call__", count)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(KeyboardInterrupt), counted_evaluations(killed_at=4):
         start(tmp_path, *flags)
     trained = (tmp_path / "model.safetensors").stat().st_mtime_ns
     counts = []
     for _ in range(2):
-        calls, survived = [], None
-        start(tmp_path, *flags)
+        with counted_evaluations() as calls:
+            start(tmp_path, *flags)
         counts.append(len(calls))
     # The last attempt has nothing left to search and only measures on the validation set what was found.
     assert counts[0] - counts[1] == 6 - 4
@@ -345,15 +294,17 @@ def test_model_of_other_data(start, tiny_model, tmp_path):
     AutoModelForSequenceClassification.from_pretrained(tiny_model, num_labels=5).save_pretrained(tmp_path / "five")
     AutoTokenizer.from_pretrained(tiny_model).save_pretrained(tmp_path / "five")
     with pytest.raises(ValueError, match="has a head for 5 labels and the data have 2; give the model of these data"):
-        start(tmp_path / "out", "--do_search", "--checkpoint_dir_model", str(tmp_path / "five"), model=None)
+        start(
+            tmp_path / "out", "--do_search", "--checkpoint_dir_model", str(tmp_path / "five"), model_name_or_path=None
+        )
     with pytest.raises(ValueError, match="has a head for 5 labels and the data have 2"):
-        start(tmp_path / "out", "--do_train", model=str(tmp_path / "five"))
-    start(tmp_path / "out", "--do_eval", "--ignore_mismatched_sizes", model=str(tmp_path / "five"))
+        start(tmp_path / "out", "--do_train", model_name_or_path=str(tmp_path / "five"))
+    start(tmp_path / "out", "--do_eval", "--ignore_mismatched_sizes", model_name_or_path=str(tmp_path / "five"))
 
 
 def test_missing_model(start, tmp_path):
     with pytest.raises(ValueError, match="No model is given; add --model_name_or_path"):
-        start(tmp_path, "--do_eval", model=None)
+        start(tmp_path, "--do_eval", model_name_or_path=None)
 
 
 def test_finished_run_record(tmp_path):

@@ -1,15 +1,12 @@
 """The question-answering script from its flags to its files, in one process."""
 
-import csv
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from datasets import load_dataset
-from safetensors.torch import load_file
 from transformers import (
     AutoModelForQuestionAnswering,
     AutoTokenizer,
@@ -20,69 +17,14 @@ from transformers import (
     set_seed,
 )
 
-from hf_nas.search import SuperNetworkEvaluator
 from tests.examples.conftest import questions, write_lines
-from trainer_plugins import SuperNetworkTrainer
+from tests.examples.runs import QA_TRAINING, Script, assert_same_weights, read, weights
 from trainer_plugins.answer_scores import f1
 
 
-STEPS = 96
-TRAINING = {
-    "learning_rate": 5e-3,
-    "max_steps": STEPS,
-    "per_device_train_batch_size": 16,
-    "save_strategy": "steps",
-    "save_steps": 32,
-    "logging_steps": 16,
-    "seed": 7,
-    "use_cpu": True,
-}
-SANDWICH = ("--sampling_strategy", "sandwich", "--search_space", "small", "--selection_split", "0.25")
-SEARCH = ("--selection_split", "0.25", "--do_search", "--num_samples", "4")
-
-
 @pytest.fixture(scope="module")
-def run_qa(qa_modules):
-    return qa_modules["run_qa"]
-
-
-@pytest.fixture(scope="module")
-def start(run_qa, tiny_qa_model, qa_files, tmp_path_factory):
-    """Run the script; data sets are cached in a folder that all tests share."""
-    cache = str(tmp_path_factory.mktemp("cache"))
-
-    def start(output_dir: Path, *flags: str, model: str | None = tiny_qa_model, **changes) -> None:
-        settings = TRAINING | qa_files | {"output_dir": output_dir, "cache_dir": cache}
-        # Some contexts make two windows.
-        settings |= {"max_seq_length": 22, "doc_stride": 6, "model_name_or_path": model} | changes
-        arguments = [t for key, value in settings.items() if value is not None for t in (f"--{key}", str(value))]
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(sys, "argv", ["run_qa.py", *arguments, *flags])
-            run_qa.main()
-
-    return start
-
-
-@pytest.fixture(scope="module")
-def super_network(start, tmp_path_factory) -> Path:
-    """Folder of a run that trained and searched a super-network."""
-    folder = tmp_path_factory.mktemp("runs") / "super_network"
-    start(folder, "--do_train", "--do_eval", *SANDWICH, *SEARCH)
-    return folder
-
-
-def read(folder: Path, name: str = "all_results.json") -> dict:
-    return json.loads((folder / name).read_text())
-
-
-def weights(folder: str | Path) -> dict[str, torch.Tensor]:
-    return load_file(Path(folder) / "model.safetensors")
-
-
-def evaluations(folder: Path) -> list[dict]:
-    """Everything but how long they took."""
-    with open(folder / "search" / "evaluations.csv", newline="") as file:
-        return [{key: value for key, value in row.items() if key != "seconds"} for row in csv.DictReader(file)]
+def start(run_qa, qa_settings) -> Script:
+    return Script(run_qa, QA_TRAINING | qa_settings)
 
 
 def answer_with(folder: Path, rows: list[dict]) -> list[str]:
@@ -124,7 +66,7 @@ def test_without_our_flags_it_is_plain_finetuning(start, tiny_qa_model, qa_files
 
     data = load_dataset("json", data_files=qa_files["train_file"], split="train", cache_dir=str(tmp_path / "cache"))
     data = data.map(prepare, remove_columns=data.column_names)
-    arguments = TrainingArguments(output_dir=str(tmp_path / "plain"), **TRAINING | {"max_steps": 48})
+    arguments = TrainingArguments(output_dir=str(tmp_path / "plain"), **QA_TRAINING | {"max_steps": 48})
     set_seed(arguments.seed)
     trainer = Trainer(
         AutoModelForQuestionAnswering.from_pretrained(tiny_qa_model),
@@ -134,14 +76,9 @@ def test_without_our_flags_it_is_plain_finetuning(start, tiny_qa_model, qa_files
     )
     trainer.train()
     trainer.save_model()
-    ours, plain = weights(tmp_path / "ours"), weights(tmp_path / "plain")
-    assert ours.keys() == plain.keys()
-    for name in plain:
-        torch.testing.assert_close(ours[name], plain[name], rtol=0, atol=1e-6)
-    assert not torch.equal(
-        ours["bert.encoder.layer.0.output.dense.weight"],
-        weights(tiny_qa_model)["encoder.layer.0.output.dense.weight"],
-    )
+    assert_same_weights(tmp_path / "ours", tmp_path / "plain")
+    trained = weights(tmp_path / "ours")["bert.encoder.layer.0.output.dense.weight"]
+    assert not torch.equal(trained, weights(tiny_qa_model)["encoder.layer.0.output.dense.weight"])
     results = read(tmp_path / "ours")
     assert results["train_samples"] == 96 and results["eval_samples"] == 32
     assert set(results) >= {"eval_exact_match", "eval_f1", "eval_runtime", "eval_samples_per_second", "train_loss"}
@@ -169,13 +106,6 @@ def test_it_learns(start, tmp_path):
     assert read(tmp_path / "after")["train_samples"] > 100 and read(tmp_path / "after")["eval_samples"] > 34
 
 
-@pytest.mark.parametrize("strategy", ["kd", "one_shot"])
-def test_the_largest_teaches_start_and_end(start, tmp_path, strategy):
-    start(tmp_path, "--do_train", "--sampling_strategy", strategy, "--selection_split", "0.25", max_steps=60)
-    losses = [each["loss"] for each in read(tmp_path, "trainer_state.json")["log_history"] if "loss" in each]
-    assert losses[-1] < losses[0] / 2
-
-
 def test_the_best_checkpoint_by_f1(start, tmp_path):
     flags = "--do_train --do_eval --eval_strategy steps --eval_steps 32 --load_best_model_at_end".split()
     start(tmp_path, *flags, "--metric_for_best_model", "f1", "--save_total_limit", "1")
@@ -187,13 +117,12 @@ def test_the_best_checkpoint_by_f1(start, tmp_path):
     assert min(speeds) > 0
 
 
-def test_json_file_instead_of_flags(run_qa, tiny_qa_model, qa_files, tmp_path, monkeypatch):
+def test_json_file_instead_of_flags(start, tiny_qa_model, qa_files, tmp_path):
     settings = {"model_name_or_path": tiny_qa_model, "cache_dir": str(tmp_path / "cache"), "do_eval": True}
     settings |= {"validation_file": qa_files["validation_file"], "output_dir": str(tmp_path / "out"), "use_cpu": True}
     settings |= {"max_eval_samples": 10, "max_seq_length": 32, "doc_stride": 8}
     (tmp_path / "run.json").write_text(json.dumps(settings))
-    monkeypatch.setattr(sys, "argv", ["run_qa.py", str(tmp_path / "run.json")])
-    run_qa.main()
+    start.run(str(tmp_path / "run.json"))
     assert read(tmp_path / "out")["eval_samples"] == 10
     assert len(read(tmp_path / "out", "eval_predictions.json")) == 10
 
@@ -240,136 +169,10 @@ def test_version_2(start, tmp_path):
         "--null_score_diff_threshold",
         str(results["eval_best_f1_thresh"]),
     )
-    start(tmp_path / "again", *flags, model=str(tmp_path / "out"), **files)
+    start(tmp_path / "again", *flags, model_name_or_path=str(tmp_path / "out"), **files)
     assert read(tmp_path / "again")["eval_f1"] == pytest.approx(results["eval_best_f1"])
     with pytest.raises(ValueError, match="has no answer; add --version_2_with_negative"):
         start(tmp_path / "v1", "--do_eval", **files)
-
-
-def test_super_network_search_and_extraction(super_network, qa_files):
-    results = read(super_network)
-    assert results["eval_f1"] > 60
-    assert len(evaluations(super_network)) == 4
-    for name in ("result.json", "front.csv", "front.json", "front.png"):
-        assert (super_network / "search" / name).stat().st_size > 0
-    result = read(super_network / "search", "result.json")
-    for trial in result["trials"]:
-        assert 0 <= trial["metrics"]["f1"] <= 100
-        # The cost is a share, though the metric is in percent.
-        assert trial["costs"][0] == pytest.approx(1 - trial["metrics"]["f1"] / 100)
-    assert 0 < result["hypervolume"] < 1.05
-    # The largest sub-network is the trained model, and evaluated on the validation set it has its metric.
-    with open(super_network / "search" / "front.csv", newline="") as file:
-        table = {int(row["index"]): row for row in csv.DictReader(file)}
-    assert float(table[0]["reported"]) == pytest.approx(results["eval_f1"])
-    small = AutoModelForQuestionAnswering.from_pretrained(super_network / "extracted")
-    assert small.num_parameters() == results["chosen_parameters"]
-
-
-def test_the_extracted_model_answers_as_reported(start, super_network, tmp_path):
-    start(tmp_path, "--do_eval", model=str(super_network / "extracted"))
-    results, reported = read(tmp_path), read(super_network)
-    for name in ("f1", "exact_match"):
-        assert results[f"eval_{name}"] == pytest.approx(reported[f"chosen_validation_{name}"])
-
-
-def test_search_of_a_saved_super_network(start, super_network, tmp_path):
-    flags = ("--checkpoint_dir_model", str(super_network), *SEARCH)
-    start(tmp_path, *flags, model=None)
-    assert evaluations(tmp_path) == evaluations(super_network)
-    assert not (tmp_path / "model.safetensors").exists()
-    with pytest.raises(ValueError, match="dataset_seed 128 and is to be searched with 3"):
-        start(tmp_path / "other", *flags, "--dataset_seed", "3", model=None)
-
-
-def test_no_context_of_the_selection_set_is_trained_on(start, run_qa, qa_files, tmp_path, monkeypatch):
-    seen = {}
-
-    class Stop(Exception):
-        pass
-
-    def look(**kwargs):
-        seen.update(kwargs)
-        raise Stop
-
-    monkeypatch.setattr(run_qa, "QuestionAnsweringTrainer", look)
-    with pytest.raises(Stop):
-        start(tmp_path, "--do_train", *SANDWICH)
-    tokenizer, selection = seen["processing_class"], seen["eval_examples"].examples
-    rows = [json.loads(line) for line in Path(qa_files["train_file"]).read_text().splitlines()]
-
-    def pieces(contexts: list[str]) -> set[tuple]:
-        return {tuple(ids) for ids in tokenizer(contexts, add_special_tokens=False)["input_ids"]}
-
-    # After the question with its special tokens, up to the last of them.
-    trained = {tuple(row["input_ids"][6 : sum(row["attention_mask"]) - 1]) for row in seen["train_dataset"]}
-    assert len(selection) > 10 and not trained & pieces(selection["context"][:])
-    others = {row["context"] for row in rows} - set(selection["context"])
-    assert len(trained & pieces(list(others))) > 40
-    # What Trainer evaluates while it trains is the selection set.
-    assert {tuple(row["input_ids"][6 : sum(row["attention_mask"]) - 1]) for row in seen["eval_dataset"]} & pieces(
-        selection["context"][:]
-    )
-
-
-def test_killed_training_continues(start, tmp_path, monkeypatch):
-    flags = ("--do_train", *SANDWICH)
-    start(tmp_path / "whole", *flags)
-    training_step = SuperNetworkTrainer.training_step
-
-    def die(self, *args, **kwargs):
-        if self.state.global_step == 40:
-            raise KeyboardInterrupt
-        return training_step(self, *args, **kwargs)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(SuperNetworkTrainer, "training_step", die)
-        with pytest.raises(KeyboardInterrupt):
-            start(tmp_path / "killed", *flags)
-    steps = []
-
-    def count(self, *args, **kwargs):
-        steps.append(self.state.global_step)
-        return training_step(self, *args, **kwargs)
-
-    monkeypatch.setattr(SuperNetworkTrainer, "training_step", count)
-    start(tmp_path / "killed", *flags)
-    assert steps == list(range(32, STEPS))
-    whole, killed = weights(tmp_path / "whole"), weights(tmp_path / "killed")
-    for name in whole:
-        torch.testing.assert_close(killed[name], whole[name], rtol=0, atol=1e-6)
-    # Once more, and it is done.
-    steps.clear()
-    start(tmp_path / "killed", *flags)
-    assert steps == []
-    for name, value in (("doc_stride", 5), ("max_seq_length", 24)):
-        with pytest.raises(ValueError, match=f"holds another run .{name} was"):
-            start(tmp_path / "killed", *flags, **{name: value})
-
-
-def test_killed_search_continues(start, super_network, tmp_path, monkeypatch):
-    flags = ("--checkpoint_dir_model", str(super_network), *SEARCH)
-    evaluate, calls, survived = SuperNetworkEvaluator.__call__, [], 2
-
-    def count(self, sub_network):
-        if len(calls) == survived:
-            raise KeyboardInterrupt
-        calls.append(sub_network)
-        return evaluate(self, sub_network)
-
-    monkeypatch.setattr(SuperNetworkEvaluator, "__call__", count)
-    with pytest.raises(KeyboardInterrupt):
-        start(tmp_path, *flags, model=None)
-    counts = []
-    for _ in range(2):
-        calls, survived = [], None
-        start(tmp_path, *flags, model=None)
-        counts.append(len(calls))
-    assert counts[0] - counts[1] == 4 - 2
-    assert evaluations(tmp_path) == evaluations(super_network)
-    # Other answers are another search.
-    with pytest.raises(ValueError, match="journal.log"):
-        start(tmp_path, *flags, "--max_answer_length", "1", model=None)
 
 
 @pytest.mark.parametrize(
@@ -401,17 +204,17 @@ def test_refused_before_training(start, run_qa, tmp_path, monkeypatch, flags, me
 
 def test_models_that_do_not_fit(start, tiny_qa_model, tmp_path):
     with pytest.raises(ValueError, match="No model is given; add --model_name_or_path"):
-        start(tmp_path, "--do_eval", model=None)
+        start(tmp_path, "--do_eval", model_name_or_path=None)
     # A tokenizer that does not know how long a text its model can read.
     tokenizer = AutoTokenizer.from_pretrained(tiny_qa_model, model_max_length=10**6)
     AutoModelForQuestionAnswering.from_pretrained(tiny_qa_model).save_pretrained(tmp_path / "short")
     tokenizer.save_pretrained(tmp_path / "short")
     with pytest.raises(ValueError, match="max_seq_length is 40 and the model has 32 positions"):
-        start(tmp_path / "out", "--do_eval", model=str(tmp_path / "short"), max_seq_length=40)
+        start(tmp_path / "out", "--do_eval", model_name_or_path=str(tmp_path / "short"), max_seq_length=40)
     # Trained for another task, with another number of labels.
     BertForSequenceClassification.from_pretrained(tiny_qa_model, num_labels=5).save_pretrained(tmp_path / "five")
     tokenizer.save_pretrained(tmp_path / "five")
-    start(tmp_path / "out", "--do_eval", model=str(tmp_path / "five"))
+    start(tmp_path / "out", "--do_eval", model_name_or_path=str(tmp_path / "five"))
     assert "eval_f1" in read(tmp_path / "out")
 
 
@@ -424,7 +227,7 @@ def test_real_rows(start, tmp_path):
     changes = {"max_steps": 2, "per_device_train_batch_size": 4, "max_seq_length": 128, "doc_stride": 32}
     model = str(Path(package.__file__).parent / "model")
     files = {"train_file": None, "validation_file": None, "data_dir": str(folder)}
-    start(tmp_path, *flags, model=model, **changes, **files)
+    start(tmp_path, *flags, model_name_or_path=model, **changes, **files)
     results = read(tmp_path)
     assert results["train_samples"] == 8 and results["eval_samples"] > 6
     predictions = read(tmp_path, "eval_predictions.json")

@@ -11,25 +11,20 @@ import sacrebleu
 from datasets import Dataset, DatasetDict, Features, Translation
 from transformers import AutoTokenizer
 
-from tests.examples.conftest import EXAMPLES, example_modules, write_csv, write_lines
+from tests.examples.conftest import EXAMPLES, write_csv, write_lines
+from trainer_plugins import script_data
 
 
 MULTI30K = Path(__file__).resolve().parents[2] / ".." / "shared" / "data" / "multi30k"
 ROWS = [{"en": f"a small dog {number}", "de": f"ein kleiner Hund {number}"} for number in range(6)]
 
 
-@pytest.fixture(scope="module")
-def modules():
-    with example_modules("translation", "run_translation") as modules:
-        yield modules
-
-
 @pytest.fixture
-def load(modules, tmp_path):
+def load(translation_modules, tmp_path):
     def load(needed=("train",), **changes):
         settings = {"source_lang": "en", "target_lang": "de", **changes}
-        arguments = modules["arguments"].DataTrainingArguments(**settings)
-        return modules["data"].load_data(arguments, needed, cache_dir=str(tmp_path / "cache"))
+        arguments = translation_modules["arguments"].DataTrainingArguments(**settings)
+        return translation_modules["data"].load_data(arguments, needed, cache_dir=str(tmp_path / "cache"))
 
     return load
 
@@ -73,7 +68,7 @@ def test_a_folder(load, tmp_path):
         load(("test",), data_dir=str(tmp_path), source_lang="de", target_lang="en")
 
 
-def test_a_data_set_of_the_hub(load, modules, monkeypatch):
+def test_a_data_set_of_the_hub(load, translation_modules, monkeypatch):
     asked = []
 
     def load_dataset(*names, **options):
@@ -82,7 +77,7 @@ def test_a_data_set_of_the_hub(load, modules, monkeypatch):
         rows = [{"translation": row} for row in ROWS]
         return DatasetDict({"train": Dataset.from_list(rows, features=features)})
 
-    monkeypatch.setattr(modules["data"], "load_dataset", load_dataset)
+    monkeypatch.setattr(script_data, "load_dataset", load_dataset)
     data = load(dataset_name="bbaaaa/iwslt14-de-en", dataset_config_name="de-en", source_lang="en_XX")
     assert asked == [("bbaaaa/iwslt14-de-en", "de-en")] and texts(data.train) == EXPECTED
     with pytest.raises(ValueError, match="needs a validation split and the data have only train; add it"):
@@ -120,8 +115,8 @@ def test_bad_folders(load, tmp_path):
         load(data_dir=str(tmp_path))
 
 
-def test_flags_that_name_different_data(modules):
-    arguments = modules["arguments"].DataTrainingArguments
+def test_flags_that_name_different_data(translation_modules):
+    arguments = translation_modules["arguments"].DataTrainingArguments
     with pytest.raises(ValueError, match="--dataset_name, --data_dir name different data"):
         arguments(source_lang="en", target_lang="de", dataset_name="x", data_dir="y")
     with pytest.raises(ValueError, match="No data are given"):
@@ -129,9 +124,9 @@ def test_flags_that_name_different_data(modules):
     assert arguments(source_lang="en", target_lang="de", data_dir="y", max_target_length=7).val_max_target_length == 7
 
 
-def test_no_source_text_is_on_both_sides(modules):
+def test_no_source_text_is_on_both_sides(translation_modules):
     rows = [{"source": f"text {number % 40}", "target": str(number)} for number in range(200)]
-    split = modules["data"].split_selection
+    split = translation_modules["data"].split_selection
     train, selection = split(Dataset.from_list(rows), 0.3, seed=1)
     assert sorted(int(text) for text in [*train["target"], *selection["target"]]) == list(range(200))
     assert not set(train["source"]) & set(selection["source"]) and len(selection) == 60
@@ -142,18 +137,18 @@ def test_no_source_text_is_on_both_sides(modules):
 
 
 @pytest.mark.parametrize(("share", "count"), [(0.0, 9), (1.0, 9), (0.3, 1)])
-def test_selection_leaves_nothing_empty(modules, share, count):
+def test_selection_leaves_nothing_empty(translation_modules, share, count):
     rows = Dataset.from_list([{"source": str(number % count), "target": "x"} for number in range(9)])
     with pytest.raises(ValueError, match=f"--selection_split {share} of 9 training examples .* leaves one part empty"):
-        modules["data"].split_selection(rows, share, seed=0)
+        translation_modules["data"].split_selection(rows, share, seed=0)
     if 0 < share < 1:
         return
-    train, selection = modules["data"].split_selection(rows, abs(share - 0.001), seed=0)
+    train, selection = translation_modules["data"].split_selection(rows, abs(share - 0.001), seed=0)
     assert min(len(train), len(selection)) == 1
 
 
-def test_a_trained_tokenizer_loads_and_gives_back_what_it_reads(modules, tmp_path):
-    scratch = modules["scratch"]
+def test_a_trained_tokenizer_loads_and_gives_back_what_it_reads(translation_modules, tmp_path):
+    scratch = translation_modules["scratch"]
     trained = scratch.train_tokenizer((text for row in ROWS * 20 for text in row.values()), 300)
     trained.save_pretrained(tmp_path)
     # As beside a Marian, whose own tokenizer would be another one.
@@ -168,8 +163,8 @@ def test_a_trained_tokenizer_loads_and_gives_back_what_it_reads(modules, tmp_pat
     assert len(tokenizer("kleiner Hund")["input_ids"]) <= 4
 
 
-def test_overrides(modules):
-    scratch, config = modules["scratch"], modules["scratch"].AutoConfig.for_model("marian")
+def test_overrides(translation_modules):
+    scratch, config = translation_modules["scratch"], translation_modules["scratch"].AutoConfig.for_model("marian")
     text = "d_model=64, dropout=0.3,scale_embedding=False,activation_function=relu,attention_dropout=0"
     assert scratch.parse_overrides(text, config) == {
         "d_model": 64, "dropout": 0.3, "scale_embedding": False, "activation_function": "relu", "attention_dropout": 0,
@@ -180,10 +175,10 @@ def test_overrides(modules):
 
 
 @pytest.mark.parametrize("model_type", ["marian", "bart", "t5"])
-def test_new_models_know_their_tokens(modules, tmp_path, model_type):
+def test_new_models_know_their_tokens(translation_modules, tmp_path, model_type):
     scratch, arguments = (
-        modules["scratch"],
-        modules["arguments"].ModelArguments(model_type=model_type, train_tokenizer=True, vocab_size=280),
+        translation_modules["scratch"],
+        translation_modules["arguments"].ModelArguments(model_type=model_type, train_tokenizer=True, vocab_size=280),
     )
     tokenizer = scratch.train_tokenizer([row["en"] for row in ROWS], 280)
     config = scratch.make_config(arguments, tokenizer)
@@ -194,11 +189,11 @@ def test_new_models_know_their_tokens(modules, tmp_path, model_type):
         assert config.scale_embedding
 
 
-def test_encoding(modules):
-    tokenizer = modules["scratch"].train_tokenizer([text for row in ROWS for text in row.values()], 300)
+def test_encoding(translation_modules):
+    tokenizer = translation_modules["scratch"].train_tokenizer([text for row in ROWS for text in row.values()], 300)
     rows = Dataset.from_dict({"source": ["a dog", "a small dog 1 2 3"], "target": ["ein Hund", "klein"]})
     lengths = {"max_source_length": 6, "max_target_length": 12}
-    encode, end, pad = modules["data"].encode, tokenizer.eos_token_id, tokenizer.pad_token_id
+    encode, end, pad = translation_modules["data"].encode, tokenizer.eos_token_id, tokenizer.pad_token_id
     plain = encode(rows, tokenizer, **lengths)
     assert plain.column_names == ["input_ids", "attention_mask", "labels"]
     assert [len(row) for row in plain["input_ids"]][1] == 6 and plain["input_ids"][1][-1] == end
@@ -241,7 +236,7 @@ def test_several_references(bleu):
         bleu.compute(predictions=["a", "b"], references=[["a"], []])
 
 
-def test_real_data(load, modules):
+def test_real_data(load, translation_modules):
     if not MULTI30K.is_dir():
         pytest.skip("the data set multi30k is not in the folder shared beside the repository")
     data = load(("validation", "test"), data_dir=str(MULTI30K), source_lang="de", target_lang="en")
@@ -249,5 +244,5 @@ def test_real_data(load, modules):
     # German nouns have capitals, by which the source is the German side.
     capitals = [sum(map(str.isupper, "".join(data.validation[name]))) for name in ("source", "target")]
     assert capitals[0] > 2 * capitals[1]
-    train, selection = modules["data"].split_selection(data.validation, 0.15, seed=128)
+    train, selection = translation_modules["data"].split_selection(data.validation, 0.15, seed=128)
     assert abs(len(selection) - 152) <= 1 and not set(train["source"]) & set(selection["source"])

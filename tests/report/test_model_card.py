@@ -9,10 +9,16 @@ import yaml
 from huggingface_hub import ModelCard
 from huggingface_hub.repocard_data import model_index_to_eval_results
 
-from hf_nas.cli import profile as profiles
-from hf_nas.cli.report import add_profile
 from hf_nas.profiling import Latency
-from hf_nas.report import CardFacts, RunFolder, check_metadata, render_card, write_model_card
+from hf_nas.report import (
+    CardFacts,
+    RunFolder,
+    add_profile,
+    check_metadata,
+    render_card,
+    small_profile,
+    write_model_card,
+)
 from hf_nas.report.base_model import BaseModel, hub_id, public_name
 from hf_nas.report.card_facts import auto_class_of, pipeline_of, scores_of
 from hf_nas.report.card_text import fenced, plain
@@ -32,7 +38,7 @@ def fake_time(monkeypatch) -> None:
         lengths = options["batch_size"], options["sequence_length"], options["decoder_length"]
         return [Latency((s, s, 2 * s, s), *lengths, MACHINE) for s in (0.008, 0.004)]
 
-    monkeypatch.setattr(profiles, "measure_latencies", measure)
+    monkeypatch.setattr(small_profile, "measure_latencies", measure)
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""Output folders of runs on one task, as the scripts leave them, for the tests of comparisons."""
+"""Output folders of runs on one task, as the scripts leave them, and comparisons of them and by hand."""
 
 from pathlib import Path
 from typing import Any
@@ -7,9 +7,19 @@ from transformers import PreTrainedModel
 
 from hf_nas import SizeTable, SubNetwork, describe, extract, save_extracted
 from hf_nas.files import write_json
-from hf_nas.report import RelativeSizes, SearchOutcome, hand_over
+from hf_nas.report import (
+    ComparedModel,
+    Comparison,
+    DenseModel,
+    RelativeSizes,
+    SearchOutcome,
+    compare_runs,
+    hand_over,
+    read_run,
+)
 from hf_nas.search import Evaluated, SearchResult
 from hf_nas.space import get_search_space
+from tests import zoo
 
 
 def record(folder: Path, seed: int = 0, finished: bool = True, **changes: Any) -> None:
@@ -92,8 +102,6 @@ def search_run(
     folder: Path, model: PreTrainedModel, scores: dict[str, float], seed: int = 0, chosen_accuracy: float = 0.7
 ) -> SearchOutcome:
     """A search over corner cases by name, with their F1 on the validation set."""
-    from tests import zoo
-
     cases, table = zoo.corner_cases(model), SizeTable(model)
     sizes = RelativeSizes(table, 9)
     trials = tuple(
@@ -116,3 +124,30 @@ def search_run(
             extract(model, trials[index].sub_network), trials[index].sub_network, path
         ),
     )
+
+
+def compared(*runs: tuple[str, Path], **options: Any) -> Comparison:
+    """The comparison of folders by label."""
+    return compare_runs([read_run(*run) for run in runs], **options)
+
+
+def make_page(**changes) -> Comparison:
+    """Two methods, one with two seeds, by hand."""
+
+    def row(label: str, seed: int, heads: int, metric: float, is_dense: bool = False) -> ComparedModel:
+        parameters, macs = 1_000_000 + 100_000 * heads, 10_000_000 * heads
+        shares = heads / 10, parameters / 2_000_000, macs / 100_000_000
+        return ComparedModel(
+            label, seed, heads, shares[0], parameters, shares[1], macs, shares[2], metric, f"{heads} heads",
+            f"runs/{label}-{heads}-{seed}", is_dense,
+        )  # fmt: skip
+
+    rows = (
+        row("dsp", 0, 8, 0.8), row("dsp", 1, 8, 0.7), row("dsp", 0, 4, 0.6), row("voita", 0, 4, 0.5),
+        row("dense", 0, 10, 0.9, True), row("dense", 1, 10, 0.8, True),
+    )  # fmt: skip
+    values = {
+        "rows": rows, "dense": DenseModel(10, 2_000_000, 100_000_000, (0.9, 0.8)), "metric_name": "f1",
+        "greater_is_better": True, "sequence_length": 128, "task": "mrpc", **changes,
+    }  # fmt: skip
+    return Comparison(**values)

@@ -4,8 +4,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hf_nas.files import atomic_path
-from hf_nas.report.compare import AXES, Comparison
-from hf_nas.report.compare_series import Series
+from hf_nas.report.compare.comparison import AXES, Comparison
+from hf_nas.report.compare.series import Series
 from hf_nas.report.plots import INK, new_figure, tidy
 
 

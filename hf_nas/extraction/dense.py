@@ -3,23 +3,25 @@
 import copy
 import logging
 from collections import Counter
+from pathlib import Path
 
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.utils import cached_file
 
-from hf_nas.extraction.sizes import HIDDEN_FIELD, STACKS_FIELD, TABLE_FIELD, set_uniform_sizes
+from hf_nas.extraction.sizes import HIDDEN_FIELD, STACKS_FIELD, TABLE_FIELD, TYPES_FIELD, set_uniform_sizes
+from hf_nas.extraction.verification import read_sub_network
 from hf_nas.profiling import SizeTable
 from hf_nas.structures import ModelStructure, describe, family_of
 from hf_nas.subnetwork import FILE_NAME, SubNetwork
 
 
-__all__ = ["build_dense", "is_made_of", "read_sub_network"]
+__all__ = ["build_dense", "is_made_of", "recorded_sub_network"]
 
 logger = logging.getLogger(__name__)
 
 
-def read_sub_network(name_or_path: str) -> SubNetwork | None:
+def recorded_sub_network(name_or_path: str) -> SubNetwork | None:
     """The sub-network that an extracted model was made from, or None if none is recorded beside it.
 
     Args:
@@ -34,15 +36,7 @@ def read_sub_network(name_or_path: str) -> SubNetwork | None:
         _raise_exceptions_for_missing_entries=False,
         _raise_exceptions_for_connection_errors=False,
     )
-    if path is None:
-        return None
-    try:
-        return SubNetwork.load(path)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(
-            f"The {FILE_NAME} of {name_or_path!r} is damaged ({type(error).__name__}: {error}); restore it, or delete "
-            "it and give the dense model by --dense."
-        ) from error
+    return None if path is None else read_sub_network(Path(path))
 
 
 def is_made_of(model: PreTrainedModel, sub_network: SubNetwork, dense: PreTrainedModel) -> bool:
@@ -84,7 +78,8 @@ def build_dense(model: PreTrainedModel, sub_network: SubNetwork, source: str) ->
         return dense.to(model.device, model.dtype).eval()
     reason = "it belongs to another model" if missing is None else " ".join(str(missing).split()).rstrip(".")
     raise ValueError(
-        f"The dense model of {source!r} cannot be built from its {FILE_NAME} ({reason}); give it by --dense."
+        f"The dense model of {source!r} cannot be built from its {FILE_NAME} ({reason}); give the dense model itself, "
+        "as by --dense of hf-nas evaluate."
     ) from missing
 
 
@@ -112,13 +107,22 @@ def _dense_config(model: PreTrainedModel, sub_network: SubNetwork) -> PreTrained
 
 
 def _set_layer_types(config: PreTrainedConfig, depth: int) -> None:
-    """Give the layers that were removed the type of the others, where a configuration names one a layer."""
+    """Give the layers that were removed their types back, where a configuration names one a layer."""
     types = getattr(config, "layer_types", None)
+    recorded = getattr(config, TYPES_FIELD, None)
+    if hasattr(config, TYPES_FIELD):
+        delattr(config, TYPES_FIELD)
     if types is None or len(types) == depth:
         return
-    if len(set(types)) != 1:
-        raise ValueError("it does not tell which types the removed layers had")
-    config.layer_types = [types[0]] * depth
+    if recorded is None and len(set(types)) == 1:
+        # Of layers of one type nothing needs to be recorded.
+        recorded = types[:1] * depth
+    if not isinstance(recorded, list) or len(recorded) != depth:
+        raise ValueError(
+            f"{TYPES_FIELD} in its config.json is {recorded!r}, and must be the types of all {depth} layers that the "
+            "dense model had"
+        )
+    config.layer_types = recorded
 
 
 def _structure(model_class: type[PreTrainedModel], config: PreTrainedConfig) -> ModelStructure:

@@ -1,0 +1,91 @@
+"""The files that runs leave: their names, and reading them so that a damaged one is refused in a sentence."""
+
+import json
+import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+
+__all__ = [
+    "CONFIG_FILE",
+    "EVALUATION_FILE",
+    "PRUNING_FILE",
+    "RUN_FILE",
+    "STATE_FILE",
+    "guarded",
+    "metrics_in",
+    "read_arguments",
+    "read_object",
+]
+
+CONFIG_FILE, STATE_FILE, RUN_FILE, PRUNING_FILE, EVALUATION_FILE = (
+    "config.json", "trainer_state.json", "run.json", "pruning.json", "eval_results.json",
+)  # fmt: skip
+# What Trainer adds to metrics says nothing about the model.
+_NO_METRICS = ("_runtime", "_per_second", "_time", "_samples")
+_OTHER_SHAPE = (KeyError, TypeError, AttributeError, IndexError)
+
+Content = TypeVar("Content")
+
+
+def guarded(path: Path, read: Callable[[], Content], *errors: type[Exception]) -> Content:
+    """What reading gives.
+
+    Args:
+        path: of what is read, for the message.
+        read: reads it.
+        errors: that tell of damage too, beside those of data in another shape.
+
+    Raises:
+        ValueError: in one sentence, if it is damaged.
+    """
+    try:
+        return read()
+    except (*_OTHER_SHAPE, *errors) as error:
+        reason = f"{type(error).__name__}: {error}".rstrip(".")
+        raise ValueError(f"'{path}' is damaged ({reason}); run the command again that wrote it.") from error
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """The object in a JSON file; an empty one where there is no file.
+
+    Raises:
+        ValueError: if the file holds something else.
+    """
+    if not path.is_file():
+        return {}
+
+    def read() -> dict[str, Any]:
+        data = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(data, dict):
+            raise TypeError(f"it holds a {type(data).__name__} instead of an object")
+        return data
+
+    return guarded(path, read, ValueError, RecursionError)
+
+
+def read_arguments(folder: Path) -> dict[str, Any]:
+    """What the training of a run depended on, as the scripts record it; empty where they did not.
+
+    Args:
+        folder: of the run, in which its steps may have folders of their own.
+
+    Raises:
+        ValueError: if a record is damaged.
+    """
+    for part in ("", "pruning", "finetuned"):
+        arguments = read_object(folder / part / RUN_FILE).get("arguments")
+        if isinstance(arguments, dict):
+            return arguments
+    return {}
+
+
+def metrics_in(results: Mapping[str, Any], prefix: str = "eval_") -> dict[str, float]:
+    """The metrics among what an evaluation wrote, the loss with them, without the prefix of their names."""
+    return {
+        name.removeprefix(prefix): float(value)
+        for name, value in results.items()
+        if name.startswith(prefix) and not name.removesuffix("_mm").endswith(_NO_METRICS)
+        if isinstance(value, int | float) and math.isfinite(value)
+    }
