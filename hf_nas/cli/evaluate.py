@@ -22,7 +22,7 @@ from hf_nas.extraction.stored_models import load_model
 from hf_nas.files import write_json
 from hf_nas.gates import published_sparsity
 from hf_nas.profiling import Parts, SizeTable
-from hf_nas.profiling.latency import describe_machine
+from hf_nas.profiling.machine import describe_machine
 from hf_nas.structures import known_families
 from hf_nas.subnetwork import SubNetwork
 

@@ -24,7 +24,7 @@ from hf_nas.export.check import batch_difference
 from hf_nas.export.inputs import input_names, longest_input, text_inputs
 from hf_nas.extraction.stored_models import load_model
 from hf_nas.files import write_json
-from hf_nas.profiling.latency import describe_machine
+from hf_nas.profiling.machine import describe_machine
 
 
 if TYPE_CHECKING:

@@ -3,7 +3,6 @@
 import gc
 import inspect
 import math
-import platform
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,18 +12,17 @@ from typing import Any
 
 import numpy as np
 import torch
-import transformers
 from torch import nn
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from hf_nas.main_input import MainInput
+from hf_nas.profiling.machine import describe_machine
 
 
 __all__ = [
     "Clock",
     "Latency",
-    "describe_machine",
     "evaluation_mode",
     "example_inputs",
     "levelled_medians",
@@ -314,20 +312,3 @@ def evaluation_mode(*models: nn.Module) -> Iterator[None]:
     finally:
         for module in training:
             module.training = True
-
-
-def describe_machine(model: PreTrainedModel) -> dict[str, Any]:
-    """What the speed of a model depends on beside its sizes, in JSON types."""
-    device = model.device
-    on_cuda = device.type == "cuda"
-    return {
-        "device": device.type,
-        "processor": torch.cuda.get_device_name(device) if on_cuda else platform.processor() or platform.machine(),
-        "instructions": None if on_cuda else torch.backends.cpu.get_cpu_capability(),
-        "threads": torch.get_num_threads(),
-        "dtype": str(model.dtype).removeprefix("torch."),
-        "attention": model.config._attn_implementation,
-        "system": platform.system(),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-    }

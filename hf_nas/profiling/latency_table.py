@@ -14,7 +14,8 @@ from transformers import PreTrainedModel
 
 from hf_nas.files import write_json
 from hf_nas.profiling.curves import Curve, fit_curves
-from hf_nas.profiling.latency import Clock, describe_machine, levelled_medians, measure_latencies
+from hf_nas.profiling.latency import Clock, levelled_medians, measure_latencies
+from hf_nas.profiling.machine import describe_machine
 from hf_nas.profiling.probes import LatencyPlan, kind_of, most_units, own_bias_kinds, shrink
 from hf_nas.structures import ModelStructure, describe
 from hf_nas.subnetwork import NORM_ONLY, SubNetwork

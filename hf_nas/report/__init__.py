@@ -15,7 +15,7 @@ from hf_nas.report.compare import (
 )
 from hf_nas.report.data import FrontRow, FrontTable
 from hf_nas.report.handover import RelativeSizes, hand_over
-from hf_nas.report.machine import describe_conditions, processor_name
+from hf_nas.report.machine import describe_conditions
 from hf_nas.report.model_card import check_metadata, render_card, write_model_card
 from hf_nas.report.outcome import SearchOutcome, fully_evaluated, read_outcome
 from hf_nas.report.page import PAGE_FILE, render_page, write_page
@@ -60,7 +60,6 @@ __all__ = [
     "plot_front",
     "plot_profile",
     "plot_progress",
-    "processor_name",
     "profile_models",
     "profile_small",
     "read_outcome",

@@ -9,7 +9,6 @@ from transformers import PreTrainedModel
 
 from hf_nas.main_input import MainInput
 from hf_nas.profiling import Latency, Parts, SizeTable, measure_latencies
-from hf_nas.report.machine import processor_name
 from hf_nas.subnetwork import SubNetwork
 
 
@@ -120,7 +119,7 @@ def profile_models(
         "sequence_length": sequence_length,
         "decoder_length": next((each.decoder_length for each in latencies if each and each.decoder_length), None),
         "repeats": repeats,
-        "machine": None if first is None else _machine(first),
+        "machine": None if first is None else dict(first.machine),
         "models": rows,
     }
 
@@ -128,11 +127,6 @@ def profile_models(
 def _is_measurable(model: PreTrainedModel) -> bool:
     reads_tokens = "input_ids" in inspect.signature(type(model).forward).parameters
     return reads_tokens or MainInput.of(model).tokens is not None
-
-
-def _machine(latency: Latency) -> dict[str, Any]:
-    machine = dict(latency.machine)
-    return {**machine, "processor": processor_name()} if machine["device"] == "cpu" else machine
 
 
 def _sizes(

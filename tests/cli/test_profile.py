@@ -16,8 +16,7 @@ from transformers import (
 from hf_nas import SizeTable, SubNetwork, describe, extract, save_extracted
 from hf_nas.cli import main, profile
 from hf_nas.profiling import Latency
-from hf_nas.report import DEFINITIONS, processor_name, profile_plot
-from hf_nas.report import profile as profiles
+from hf_nas.report import DEFINITIONS, profile_plot
 from hf_nas.report.plots import new_figure
 from tests import zoo
 
@@ -45,11 +44,10 @@ def fake_time(monkeypatch) -> list[dict]:
     def measure(models, **options):
         asked.append({**options, "threads": torch.get_num_threads()})
         lengths = options["batch_size"], options["sequence_length"], options["decoder_length"]
-        machine = {"device": "cpu", "processor": "x86_64", "threads": 1, "dtype": "float32", "attention": "sdpa"}
+        machine = {"device": "cpu", "processor": "Some CPU", "threads": 1, "dtype": "float32", "attention": "sdpa"}
         return [Latency((0.004 / 2**i, 0.008 / 2**i, 0.016 / 2**i), *lengths, machine) for i in range(len(models))]
 
     monkeypatch.setattr(profile, "measure_latencies", measure)
-    monkeypatch.setattr(profiles, "processor_name", lambda: "Some CPU")
     return asked
 
 
@@ -178,14 +176,6 @@ def test_a_model_that_reads_images(fake_time, tmp_path, capsys, caplog) -> None:
     assert row["latency"]["median"] == 0.008 and not caplog.records
     assert run(tmp_path, "--sequence_length", 128) == 2
     assert f"give the sequence_length {tokens}" in capsys.readouterr().err
-
-
-def test_the_name_of_the_processor(tmp_path) -> None:
-    cpu_info = tmp_path / "cpuinfo"
-    cpu_info.write_text("processor\t: 0\nmodel name\t: Some  CPU @ 2 GHz\nprocessor\t: 1\nmodel name\t: Other\n")
-    assert processor_name(cpu_info) == "Some CPU @ 2 GHz"
-    cpu_info.write_text("processor\t: 0\n")
-    assert processor_name(cpu_info) == processor_name(tmp_path / "none") != ""
 
 
 def test_an_encoder_decoder(folders, fake_time, capsys) -> None:

@@ -11,7 +11,6 @@ from transformers import BertConfig, BertForMultipleChoice
 
 from hf_nas.profiling.latency import (
     Latency,
-    describe_machine,
     evaluation_mode,
     example_inputs,
     levelled_medians,
@@ -204,10 +203,3 @@ def test_real_time_is_positive_and_grows_with_a_hundredfold_of_work() -> None:
     small, large = (measure_latency(model, batch_size=b, sequence_length=40, repeats=2) for b in (1, 100))
     assert 0 < small.median < large.median
     assert small.median == statistics.median(small.seconds)
-
-
-def test_the_machine_is_described() -> None:
-    machine = describe_machine(zoo.build("bert", attention="eager").to(torch.bfloat16))
-    assert machine["device"] == "cpu" and machine["threads"] == torch.get_num_threads()
-    assert machine["dtype"] == "bfloat16" and machine["attention"] == "eager"
-    assert json.loads(json.dumps(machine)) == machine
