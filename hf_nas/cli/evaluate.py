@@ -22,7 +22,7 @@ from hf_nas.extraction.stored_models import load_model
 from hf_nas.files import write_json
 from hf_nas.gates import published_sparsity
 from hf_nas.profiling import Parts, SizeTable
-from hf_nas.profiling.machine import describe_machine
+from hf_nas.profiling.machine import describe_machine, machine_words
 from hf_nas.structures import known_families
 from hf_nas.subnetwork import SubNetwork
 
@@ -231,13 +231,12 @@ def _text(found: Mapping[str, Any]) -> str:
         rows.append(("Seconds/example, dense", f"{speed['dense_seconds_per_example']:.6f} ({found['dense']})"))
         rows.append(("Speed-up", f"{speed['speed_up']:.2f}x (quartiles {lower:.2f}x to {upper:.2f}x)"))
     machine = speed["machine"]
-    threads = f", {machine['threads']} threads" if machine["device"] == "cpu" else ""
     rows.append(
         (
             "Measured",
             f"{speed['examples']:,} examples in batches of {speed['batch_size']} x {speed['length']} tokens, "
             f"{speed['passes']} times in turns, {machine['dtype']}, {machine['attention']} attention, on "
-            f"{machine['device']} ({machine['processor']}{threads})",
+            f"{machine_words(machine)}",
         )
     )
     width = max(len(label) for label, _ in rows) + 2

@@ -24,7 +24,7 @@ from hf_nas.export.check import batch_difference
 from hf_nas.export.inputs import input_names, longest_input, text_inputs
 from hf_nas.extraction.stored_models import load_model
 from hf_nas.files import write_json
-from hf_nas.profiling.machine import describe_machine
+from hf_nas.profiling.machine import describe_machine, machine_words
 
 
 if TYPE_CHECKING:
@@ -251,7 +251,7 @@ def _text(found: Mapping[str, Any]) -> str:
         (
             "Measured",
             f"{speed['examples']:,} texts in batches of {found['batch_size']} x {found['length']} tokens, "
-            f"{found['passes']} times in turns, on {machine['processor']}, {machine['threads']} threads",
+            f"{found['passes']} times in turns, on {machine_words(machine)}",
         )
     )
     width = max(len(label) for label, _ in rows) + 2

@@ -2,6 +2,7 @@
 
 import platform
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import transformers
 from transformers import PreTrainedModel
 
 
-__all__ = ["describe_machine", "processor_name"]
+__all__ = ["describe_machine", "machine_words", "processor_name"]
 
 _CPU_INFO = Path("/proc/cpuinfo")
 
@@ -30,6 +31,14 @@ def describe_machine(model: PreTrainedModel) -> dict[str, Any]:
         "torch": torch.__version__,
         "transformers": transformers.__version__,
     }
+
+
+def machine_words(machine: Mapping[str, Any]) -> str:
+    """What [`describe_machine`] found, such as "cpu (AMD EPYC, 1 thread)"."""
+    threads = ""
+    if machine["device"] == "cpu":
+        threads = f", {machine['threads']} thread{'' if machine['threads'] == 1 else 's'}"
+    return f"{machine['device']} ({machine['processor']}{threads})"
 
 
 def processor_name(cpu_info: Path = _CPU_INFO) -> str:

@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
+from hf_nas.profiling.machine import machine_words
+
 
 __all__ = ["describe_conditions"]
 
@@ -15,10 +17,7 @@ def describe_conditions(profile: Mapping[str, Any]) -> str:
     tokens = f"{profile['sequence_length']} tokens"
     if profile["decoder_length"] is not None:
         tokens += f" and {profile['decoder_length']} of the decoder"
-    threads = ""
-    if machine["device"] == "cpu":
-        threads = f", {machine['threads']} thread{'' if machine['threads'] == 1 else 's'}"
     return (
         f"Batches of {profile['batch_size']}, {tokens}, {machine['dtype']}, {machine['attention']} attention, on "
-        f"{machine['device']} ({machine['processor']}{threads}); medians of {profile['repeats']} rounds"
+        f"{machine_words(machine)}; medians of {profile['repeats']} rounds"
     )

@@ -4,7 +4,7 @@ import json
 
 import torch
 
-from hf_nas.profiling.machine import describe_machine, processor_name
+from hf_nas.profiling.machine import describe_machine, machine_words, processor_name
 from tests import zoo
 
 
@@ -14,6 +14,13 @@ def test_the_machine_is_described() -> None:
     assert machine["dtype"] == "bfloat16" and machine["attention"] == "eager"
     assert machine["processor"] == processor_name()
     assert json.loads(json.dumps(machine)) == machine
+
+
+def test_the_machine_in_words() -> None:
+    cpu = {"device": "cpu", "processor": "Some CPU", "threads": 1}
+    assert machine_words(cpu) == "cpu (Some CPU, 1 thread)"
+    assert machine_words({**cpu, "threads": 8}) == "cpu (Some CPU, 8 threads)"
+    assert machine_words({"device": "cuda", "processor": "Some GPU", "threads": 8}) == "cuda (Some GPU)"
 
 
 def test_the_name_of_the_processor(tmp_path) -> None:
