@@ -9,7 +9,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 # A package imports only from those before it (and from itself).
 LEVELS = (
-    "version", "ops", "files", "graph_names", "bypass", "main_input",
+    "version", "ops", "files", "run_files", "graph_names", "bypass", "main_input",
     "structures", "subnetwork", "resize", "profiling", "gates", "importance", "space", "distillation",
     "elastic", "nncf_config", "search", "extraction", "export", "report", "hf_nas", "trainer_plugins", "cli",
     "examples",

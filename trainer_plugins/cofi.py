@@ -15,12 +15,12 @@ from hf_nas.extraction.sizes import HIDDEN_FIELD
 from hf_nas.files import write_json
 from hf_nas.gates import BudgetController, UnitGates, fold, parse_kinds, project, published_sparsity
 from hf_nas.profiling import SizeTable, UnitCosts
+from hf_nas.run_files import PRUNED_FOLDER, PRUNING_FILE, PRUNING_FOLDER
 from hf_nas.structures import describe
 from hf_nas.subnetwork import SubNetwork
 from trainer_plugins.cofi_arguments import PruningArguments
 from trainer_plugins.cofi_checks import objective_of, schedule_of
 from trainer_plugins.cofi_files import (
-    REPORT_FILE,
     REPORT_FORMAT,
     budget_costs,
     load_layer_maps,
@@ -28,13 +28,7 @@ from trainer_plugins.cofi_files import (
     save_layer_maps,
     set_embeddings,
 )
-from trainer_plugins.pruning_run import (
-    PRUNED_FOLDER,
-    PRUNING_FOLDER,
-    PruningOutcome,
-    PruningRun,
-    best_checkpoint,
-)
+from trainer_plugins.pruning_run import PruningOutcome, PruningRun, best_checkpoint
 from trainer_plugins.pruning_trainer import PruningTrainer
 
 
@@ -149,7 +143,7 @@ def _prune(run: _Run, model: PreTrainedModel, pruned: Path, sequence_length: int
     settings = {name: value for name, value in asdict(pruning).items() if name not in _LATER}
     measured = {"latency_batch_size": latency_batch_size} if pruning.pruning_budget == "latency" else {}
     record = run.record_with({**settings, "sequence_length": sequence_length, **measured})
-    if run.begin(folder, record) and (pruned / REPORT_FILE).is_file():
+    if run.begin(folder, record) and (pruned / PRUNING_FILE).is_file():
         logger.info("The pruning in '%s' is done.", folder)
         return
     model.to(run.arguments.device)
@@ -208,7 +202,7 @@ def _hand_over(run: _Run, trainer: PruningTrainer, gates: UnitGates, costs: Unit
         save_extracted(small, sub_network, pruned, run.trainer_arguments.get("processing_class"))
         if trainer.layer_distillation is not None:
             save_layer_maps(trainer.layer_distillation, sub_network, pruned)
-        write_json(pruned / REPORT_FILE, report)
+        write_json(pruned / PRUNING_FILE, report)
 
 
 def _width(model: PreTrainedModel) -> int:

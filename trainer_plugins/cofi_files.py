@@ -4,7 +4,6 @@ import json
 import logging
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -15,13 +14,13 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from hf_nas.distillation import LayerDistillation
 from hf_nas.files import atomic_path
 from hf_nas.profiling import LatencyTable, UnitCosts, linear_costs, mac_costs, parameter_costs
+from hf_nas.run_files import STATE_FILE
 from hf_nas.structures import describe
 from hf_nas.subnetwork import FILE_NAME, SubNetwork
 
 
 logger = logging.getLogger(__name__)
 
-REPORT_FILE = "pruning.json"
 REPORT_FORMAT = "hf_nas.pruning/1"
 LATENCY_FILE = "latency.json"
 LAYER_MAPS_FILE = "layer_distillation.safetensors"
@@ -35,17 +34,11 @@ def last_complete_checkpoint(folder: Path) -> str | None:
     checkpoints = {}
     for path in folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
         try:
-            json.loads((path / "trainer_state.json").read_text(encoding="utf-8"))
+            json.loads((path / STATE_FILE).read_text(encoding="utf-8"))
             checkpoints[int(path.name.rpartition("-")[2])] = str(path)
         except (OSError, ValueError):
             continue
     return checkpoints[max(checkpoints)] if checkpoints else None
-
-
-def read_report(folder: Path) -> dict[str, Any]:
-    """What is known of the pruning of this model; nothing if it was pruned elsewhere."""
-    path = folder / REPORT_FILE
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
 def read_sub_network(folder: Path) -> SubNetwork:

@@ -22,20 +22,15 @@ from hf_nas.gates import (
     head_rows,
 )
 from hf_nas.profiling import SizeTable
+from hf_nas.run_files import PRUNED_FOLDER, PRUNING_FILE, PRUNING_FOLDER
 from hf_nas.subnetwork import SubNetwork, kept_ids
 from trainer_plugins.cofi_arguments import PruningArguments
-from trainer_plugins.cofi_files import REPORT_FILE, REPORT_FORMAT
+from trainer_plugins.cofi_files import REPORT_FORMAT
 from trainer_plugins.head_budget import budget_of, heads_by_kind, heads_left, keep_by_order
 from trainer_plugins.head_front import find_order, is_measured, write_front
 from trainer_plugins.head_pruning_arguments import HeadPruningArguments
 from trainer_plugins.head_pruning_checks import check_heads, schedule_of
-from trainer_plugins.pruning_run import (
-    PRUNED_FOLDER,
-    PRUNING_FOLDER,
-    PruningOutcome,
-    PruningRun,
-    best_checkpoint,
-)
+from trainer_plugins.pruning_run import PruningOutcome, PruningRun, best_checkpoint
 from trainer_plugins.pruning_trainer import PruningTrainer
 
 
@@ -173,7 +168,7 @@ def _make_controller(run: _Run, gates: SubsetGates | VoitaGates) -> BudgetContro
 def _prune_by_gates(run: _Run, model: PreTrainedModel, pruned: Path) -> None:
     """Train gates, alone or with the weights, and write the model with the heads that stay."""
     folder, record = run.output / PRUNING_FOLDER, run.record_with(run.settings)
-    if run.begin(folder, record) and (pruned / REPORT_FILE).is_file():
+    if run.begin(folder, record) and (pruned / PRUNING_FILE).is_file():
         logger.info("The pruning in '%s' is done.", folder)
         return
     model.to(run.arguments.device)
@@ -236,7 +231,7 @@ def _prune_by_importance(run: _Run, model: PreTrainedModel, pruned: Path) -> Non
     """Order the heads, measure what is left on the way, and write the model with the heads that stay."""
     folder, record = run.output / PRUNING_FOLDER, run.record_with(run.settings)
     record["do_train"] = run.arguments.do_train
-    is_done = run.begin(folder, record) and (pruned / REPORT_FILE).is_file()
+    is_done = run.begin(folder, record) and (pruned / PRUNING_FILE).is_file()
     if is_done and (is_measured(run.output) or not run.arguments.do_eval):
         logger.info("The pruning in '%s' is done.", folder)
         return
@@ -285,4 +280,4 @@ def _write(
         }
     if run.writes:
         save_extracted(small, sub_network, pruned, run.trainer_arguments.get("processing_class"))
-        write_json(pruned / REPORT_FILE, report)
+        write_json(pruned / PRUNING_FILE, report)

@@ -18,16 +18,15 @@ from transformers.trainer_utils import SchedulerType
 
 from hf_nas.extraction import save_extracted
 from hf_nas.files import write_json
+from hf_nas.run_files import EVALUATION_FILE, FINETUNED_FOLDER, PRUNING_FILE, read_object
 from hf_nas.subnetwork import FILE_NAME, SubNetwork
 from trainer_plugins.cofi_arguments import PruningArguments
-from trainer_plugins.cofi_files import REPORT_FILE, last_complete_checkpoint, read_report, read_sub_network
+from trainer_plugins.cofi_files import last_complete_checkpoint, read_sub_network
 from trainer_plugins.pruning_trainer import PruningTrainer
 from trainer_plugins.run_state import prepare_output_folder, write_run
 
 
 logger = logging.getLogger(__name__)
-
-PRUNING_FOLDER, PRUNED_FOLDER, FINETUNED_FOLDER = "pruning", "pruned", "finetuned"
 
 
 @dataclass(frozen=True)
@@ -160,7 +159,7 @@ class PruningRun:
     def outcome(self, model: PreTrainedModel, folder: Path) -> PruningOutcome:
         """What the run hands over: the small model of a folder."""
         evaluator = self.evaluator(model, folder, self.arguments)
-        return PruningOutcome(evaluator, folder, read_sub_network(folder), read_report(folder))
+        return PruningOutcome(evaluator, folder, read_sub_network(folder), read_object(folder / PRUNING_FILE))
 
     def hand_over(self, model: PreTrainedModel, pruned: Path, final: PruningArguments) -> PruningOutcome:
         """What comes after the pruning: the small model from the disk, fine-tuned if that is asked for.
@@ -187,7 +186,7 @@ class PruningRun:
 
     def _evaluate_pruned(self, model: PreTrainedModel, pruned: Path) -> None:
         """Write the metrics before fine-tuning, if evaluation is asked for."""
-        if not self.arguments.do_eval or (pruned / "eval_results.json").is_file():
+        if not self.arguments.do_eval or (pruned / EVALUATION_FILE).is_file():
             return
         evaluator = self.evaluator(model, pruned, self.arguments_in(pruned))
         metrics = evaluator.evaluate()
@@ -216,8 +215,8 @@ class PruningRun:
             model = trainer.release()
             if self.writes:
                 save_extracted(model, sub_network, folder, self.trainer_arguments.get("processing_class"))
-                if report := read_report(pruned):
-                    write_json(folder / REPORT_FILE, report)
+                if report := read_object(pruned / PRUNING_FILE):
+                    write_json(folder / PRUNING_FILE, report)
             self.finish(trainer, folder, record)
         return self.outcome(type(model).from_pretrained(folder, attn_implementation=attention), folder)
 

@@ -11,12 +11,12 @@ from transformers import Trainer, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
 from hf_nas.files import write_json
+from hf_nas.run_files import RUN_FILE
 from trainer_plugins.arguments import NasArguments
 
 
 logger = logging.getLogger(__name__)
 
-RUN_FILE = "run.json"
 RESULT_FILES = ("all_results.json", "train_results.json", "model.safetensors", "model.safetensors.index.json")
 
 # What the trained weights depend on; batch sizes of the evaluation or logging may change between two attempts.

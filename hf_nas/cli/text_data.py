@@ -10,6 +10,8 @@ from typing import Any
 from datasets import Dataset, load_dataset
 from datasets.exceptions import DatasetsError
 
+from hf_nas.run_files import RUN_FILE
+
 
 __all__ = ["TASKS", "Splits", "Task", "load_splits", "read_record"]
 
@@ -17,7 +19,7 @@ logger = logging.getLogger(__name__)
 
 SELECTION = "selection"
 _FILE_TYPES = {".csv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
-_RECORD, _TRAINING_RESULTS = "run.json", "train_results.json"
+_TRAINING_RESULTS = "train_results.json"
 # As many of the split-off set as run_glue.py uses unless told otherwise.
 _MOST_OF_SELECTION = 2048
 
@@ -87,7 +89,7 @@ def read_record(checkpoint: str | Path) -> dict[str, Any] | None:
     if not Path(checkpoint).is_dir():
         return None
     for folder in (Path(checkpoint), Path(checkpoint).resolve().parent):
-        path = folder / _RECORD
+        path = folder / RUN_FILE
         if not path.is_file():
             continue
         results = folder / _TRAINING_RESULTS

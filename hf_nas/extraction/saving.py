@@ -5,7 +5,8 @@ import os
 import tempfile
 from pathlib import Path
 
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
+from transformers.image_processing_base import ImageProcessingMixin
 
 from hf_nas.extraction.remote_code import auto_map, remote_code
 from hf_nas.extraction.sizes import HIDDEN_FIELD, MODULE_NAME, STACKS_FIELD
@@ -25,7 +26,7 @@ def save_extracted(
     model: PreTrainedModel,
     sub_network: SubNetwork,
     folder: str | Path,
-    processing_class: PreTrainedTokenizerBase | None = None,
+    processing_class: PreTrainedTokenizerBase | ImageProcessingMixin | ProcessorMixin | None = None,
 ) -> None:
     """Save an extracted model so that anyone can load it.
 
@@ -37,7 +38,7 @@ def save_extracted(
         model: what [`extract`] returned, fine-tuned or not.
         sub_network: the sub-network it was made from, which is kept beside it.
         folder: where to; files of the same names are replaced once all are written.
-        processing_class: tokenizer to save with it.
+        processing_class: tokenizer, image processor or processor to save with it.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from hf_nas.report.data import FrontTable
-from hf_nas.report.run_files import guarded
+from hf_nas.run_files import guarded
 from hf_nas.search import SearchResult
 
 

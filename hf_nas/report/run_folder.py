@@ -8,10 +8,13 @@ from typing import Any
 from hf_nas.extraction.verification import read_sub_network
 from hf_nas.report.outcome import EXTRACTED_FOLDER, SEARCH_FOLDER, SearchOutcome, read_outcome
 from hf_nas.report.profile import PROFILE_FORMAT
-from hf_nas.report.run_files import (
+from hf_nas.run_files import (
     CONFIG_FILE,
     EVALUATION_FILE,
+    FINETUNED_FOLDER,
+    PRUNED_FOLDER,
     PRUNING_FILE,
+    PRUNING_FOLDER,
     RUN_FILE,
     STATE_FILE,
     metrics_in,
@@ -25,9 +28,11 @@ __all__ = ["CARD_FILE", "PROFILE_FILE", "RunFolder", "find_run_folder", "find_sm
 
 PROFILE_FILE, CARD_FILE = "profile.json", "model_card.json"
 # Where the small model is, the last step of a run first.
-_SMALL_FOLDERS = ("finetuned", EXTRACTED_FOLDER, "pruned")
+_SMALL_FOLDERS = (FINETUNED_FOLDER, EXTRACTED_FOLDER, PRUNED_FOLDER)
 # The trainings of a run in their order, by the folder that each works in.
-_TRAININGS = (("", "training"), ("dense", "dense training"), ("pruning", "pruning"), ("finetuned", "fine-tuning"))
+_TRAININGS = (
+    ("", "training"), ("dense", "dense training"), (PRUNING_FOLDER, "pruning"), (FINETUNED_FOLDER, "fine-tuning"),
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -127,7 +132,7 @@ def find_run_folder(folder: str | Path) -> Path:
     folder = Path(folder)
     is_small = folder.name in _SMALL_FOLDERS and (folder / FILE_NAME).is_file()
     # A folder may have that name by chance, and a small model may be searched itself.
-    of_run = any((folder.parent / name).exists() for name in (SEARCH_FOLDER, "pruning", "pruned", RUN_FILE))
+    of_run = any((folder.parent / name).exists() for name in (SEARCH_FOLDER, PRUNING_FOLDER, PRUNED_FOLDER, RUN_FILE))
     return folder.parent if is_small and of_run and not _is_searched(folder) else folder
 
 

@@ -176,7 +176,9 @@ class CustomSpace(SearchSpace):
                     f"does not have; choose from {_list(stacks)}."
                 )
             depths[stack] = len(self._dimensions)
-            read = _read_choices(choices, len(stacks[stack]), f"num_layers of {stack!r}", "layers", source)
+            repeats = max(sub_layer.repeats for sub_layer in structure if sub_layer.stack == stack)
+            what = f"layers (one runs {repeats} times)" if repeats > 1 else "layers"
+            read = _read_choices(choices, len(stacks[stack]), f"num_layers of {stack!r}", what, source)
             self._dimensions.append(Dimension(f"{name_prefix(structure, stack)}num_layers", read))
         return depths
 

@@ -2,9 +2,11 @@ import json
 
 import pytest
 
+from hf_nas import describe
 from hf_nas.space import CustomSpace, get_search_space
 from hf_nas.space.custom import _KEYS
 from hf_nas.subnetwork import NORM_ONLY, SubNetwork
+from tests import zoo
 from tests.space import bert_base, structure_of
 from tests.space.test_named import shrunken_structure
 
@@ -116,6 +118,14 @@ def test_sub_layers_that_are_gone_already_have_no_dimension():
     # The choices of a pattern must fit all its sub-layers.
     with pytest.raises(ValueError, match=r"pattern '\*.feed_forward' the choice 6, but there are only 5 units"):
         CustomSpace({"sub_layers": {"*.feed_forward": [0, 6]}}, shrunken_structure())
+
+
+def test_layers_that_share_their_weights_are_one_to_choose() -> None:
+    structure = describe(zoo.build("albert"))
+    space = CustomSpace({"num_layers": {"encoder": [0, 1]}}, structure)
+    assert space.decode((0,)).kept == (None, None)
+    with pytest.raises(ValueError, match=r"the choice 2, but there are only 1 layers \(one runs 3 times\)"):
+        CustomSpace({"num_layers": {"encoder": [1, 2]}}, structure)
 
 
 @pytest.mark.parametrize(

@@ -14,16 +14,18 @@ from hf_nas.extraction.stored_models import build_without_weights
 from hf_nas.extraction.verification import read_sub_network
 from hf_nas.profiling import SizeTable
 from hf_nas.report.outcome import SEARCH_FOLDER, read_outcome
-from hf_nas.report.run_files import (
+from hf_nas.report.run_folder import RunFolder
+from hf_nas.run_files import (
     CONFIG_FILE,
     EVALUATION_FILE,
+    FINETUNED_FOLDER,
+    PRUNED_FOLDER,
     RUN_FILE,
     guarded,
     metrics_in,
     read_arguments,
     read_object,
 )
-from hf_nas.report.run_folder import RunFolder
 from hf_nas.subnetwork import FILE_NAME, SubNetwork
 
 
@@ -107,7 +109,7 @@ def read_run(label: str, folder: str | Path) -> RunResults:
         return _read_search(label, run)
     if (folder / _FRONT_FILE).is_file():
         return _read_importance(label, run)
-    if (folder / "pruned").is_dir() or (folder / "finetuned").is_dir():
+    if (folder / PRUNED_FOLDER).is_dir() or (folder / FINETUNED_FOLDER).is_dir():
         return _read_pruned(label, run)
     if (folder / CONFIG_FILE).is_file():
         return _read_model(label, run)
@@ -157,7 +159,7 @@ def _read_importance(label: str, run: RunFolder) -> RunResults:
             f"The format of '{path}' is {front.get('format')!r}, not {_FRONT_FORMAT!r}; give the output folder of a "
             "pruning of heads by importance."
         )
-    found = _results(label, run, run.folder / "pruned")
+    found = _results(label, run, run.folder / PRUNED_FOLDER)
     models = guarded(path, lambda: _models_of_front(front, found))
     if not any(model.metrics for model in models):
         raise ValueError(f"The front in '{run.folder}' has no metrics; run its command again with --do_eval.")
@@ -181,8 +183,8 @@ def _models_of_front(front: Mapping[str, Any], found: RunResults) -> tuple[Measu
 
 def _read_pruned(label: str, run: RunFolder) -> RunResults:
     """The model at the end of a pruning; its metrics are in the folder of the run."""
-    final = next(path for path in (run.folder / "finetuned", run.folder / "pruned") if path.is_dir())
-    ended = final.name == "pruned" or read_object(final / RUN_FILE).get("finished", True)
+    final = next(path for path in (run.folder / FINETUNED_FOLDER, run.folder / PRUNED_FOLDER) if path.is_dir())
+    ended = final.name == PRUNED_FOLDER or read_object(final / RUN_FILE).get("finished", True)
     if not (final / FILE_NAME).is_file() or not ended:
         raise ValueError(f"The pruning in '{run.folder}' is not finished; run its command again, which continues it.")
     return _one_model(label, run, final, run.folder)
@@ -191,7 +193,8 @@ def _read_pruned(label: str, run: RunFolder) -> RunResults:
 def _read_model(label: str, run: RunFolder) -> RunResults:
     parent = run.folder.resolve().parent
     # Before a fine-tuning, its own metrics are beside a pruned model; of what a run ends with they are above it.
-    is_last = run.folder.name == "finetuned" or (run.folder.name == "pruned" and not (parent / "finetuned").is_dir())
+    is_finetuned = (parent / FINETUNED_FOLDER).is_dir()
+    is_last = run.folder.name == FINETUNED_FOLDER or (run.folder.name == PRUNED_FOLDER and not is_finetuned)
     return _one_model(label, run, run.folder, parent if is_last and not run.evaluation else run.folder)
 
 
@@ -208,7 +211,7 @@ def _one_model(label: str, run: RunFolder, model: Path, evaluated: Path) -> RunR
     if "parameters" in report:
         _check_size(found, sub_network, report["parameters"])
     setting = _setting(report) or f"{found.table.parameters(sub_network)} parameters"
-    setting += " finetuned" if model.name == "finetuned" else ""
+    setting += " finetuned" if model.name == FINETUNED_FOLDER else ""
     measured = MeasuredModel(sub_network, metrics_in(evaluation), setting)
     return replace(found, models=(measured,), full_is_dense=found.full_is_dense and not report)
 

@@ -1,4 +1,4 @@
-"""The files that runs leave: their names, and reading them so that a damaged one is refused in a sentence."""
+"""The files and folders that runs leave: names, and reading them so that a damaged file is refused in a sentence."""
 
 import json
 import math
@@ -10,7 +10,10 @@ from typing import Any, TypeVar
 __all__ = [
     "CONFIG_FILE",
     "EVALUATION_FILE",
+    "FINETUNED_FOLDER",
+    "PRUNED_FOLDER",
     "PRUNING_FILE",
+    "PRUNING_FOLDER",
     "RUN_FILE",
     "STATE_FILE",
     "guarded",
@@ -22,6 +25,8 @@ __all__ = [
 CONFIG_FILE, STATE_FILE, RUN_FILE, PRUNING_FILE, EVALUATION_FILE = (
     "config.json", "trainer_state.json", "run.json", "pruning.json", "eval_results.json",
 )  # fmt: skip
+# A pruning is trained, extracted and fine-tuned in folders of its own.
+PRUNING_FOLDER, PRUNED_FOLDER, FINETUNED_FOLDER = "pruning", "pruned", "finetuned"
 # What Trainer adds to metrics says nothing about the model.
 _NO_METRICS = ("_runtime", "_per_second", "_time", "_samples")
 _OTHER_SHAPE = (KeyError, TypeError, AttributeError, IndexError)
@@ -74,7 +79,7 @@ def read_arguments(folder: Path) -> dict[str, Any]:
     Raises:
         ValueError: if a record is damaged.
     """
-    for part in ("", "pruning", "finetuned"):
+    for part in ("", PRUNING_FOLDER, FINETUNED_FOLDER):
         arguments = read_object(folder / part / RUN_FILE).get("arguments")
         if isinstance(arguments, dict):
             return arguments
