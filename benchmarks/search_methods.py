@@ -102,6 +102,7 @@ class Problem:
         true_costs, expected, recorded, seconds = [], [], [], 0.0
         waiting = stratified.design(DESIGN_SIZE, seed)
         seen = set()
+        method.is_candidate = lambda sub_network: sub_network not in seen
         while len(history) < num_samples:
             rng = np.random.default_rng([seed, len(history)])
             start = time.process_time()

@@ -3,11 +3,17 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from hf_nas.search import Evaluated, SearchMethod, get_search_method, methods, register_search_method
+from hf_nas.search import (
+    Evaluated,
+    SearchMethod,
+    get_search_method,
+    methods,
+    register_search_method,
+)
 from hf_nas.search.methods import NSGA2, LocalSearch, RegularizedEvolution
 from hf_nas.search.methods.evolution import best_first
 from hf_nas.space.sampling import PublishedSampler
-from tests.search.problems import UnitsSpace, size_of
+from tests.search.problems import UnitsSpace, accuracy_of, size_of
 
 
 SPACE = UnitsSpace(layers=4, units=5)
@@ -16,6 +22,10 @@ SAMPLER = PublishedSampler(SPACE)
 
 def evaluated(encoding, *costs):
     return Evaluated(SPACE.decode(encoding), encoding, {}, costs)
+
+
+def size(encoding):
+    return size_of(SPACE.decode(encoding))
 
 
 def known_costs(sub_network):
@@ -139,6 +149,31 @@ def test_ehvi_proposes_choices_and_refuses_what_it_cannot_model():
     wide = UnitsSpace(layers=201, units=2)
     with pytest.raises(ValueError, match="each of the 201 dimensions .* choose model_based"):
         get_search_method("ehvi", wide, PublishedSampler(wide)).propose([], np.random.default_rng(0))
+
+
+@pytest.mark.parametrize("limit", [0.3, 0.4, 0.5])
+def test_ehvi_proposes_what_the_search_takes(limit):
+    """Its models know no limits: asked again, they would propose what is too large again, for seconds each."""
+    rng = np.random.default_rng(0)
+    encodings = {encoding for encoding in (SPACE.sample(rng) for _ in range(200)) if size(encoding) <= limit}
+    history = [evaluated(each, 1 - accuracy_of(SPACE.decode(each))["accuracy"], size(each)) for each in encodings]
+    method = method_of("ehvi")
+    seen = {trial.sub_network for trial in history}
+    method.is_candidate = lambda sub_network: sub_network not in seen and size_of(sub_network) <= limit
+    for seed in range(4):
+        assert method.is_candidate(SPACE.decode(method.propose(history, np.random.default_rng(seed))))
+
+
+def test_ehvi_finds_the_last_sub_network_of_a_small_space():
+    space = UnitsSpace(layers=2, units=3)
+    history = [
+        Evaluated(space.decode((i, j)), (i, j), {}, (1 - 0.2 * i - 0.1 * j, 0.1 * (i + j)))
+        for i in range(3)
+        for j in range(3)
+        if (i, j) != (0, 2)
+    ]
+    method = get_search_method("ehvi", space, PublishedSampler(space))
+    assert {method.propose(history, np.random.default_rng(seed)) for seed in range(3)} == {(0, 2)}
 
 
 def test_known_costs_are_handed_to_methods_and_missed_where_needed():

@@ -1,7 +1,7 @@
 """Expected hypervolume improvement with a model of every objective, by Optuna."""
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import optuna
@@ -15,6 +15,8 @@ from hf_nas.space.base import Encoding
 __all__ = ["ExpectedHypervolumeImprovement"]
 
 _MOST_DIMENSIONS = 200
+# From one place and of one length.
+_FEWEST_WALKS = 20
 
 
 class ExpectedHypervolumeImprovement(SearchMethod):
@@ -22,6 +24,9 @@ class ExpectedHypervolumeImprovement(SearchMethod):
 
     For costs of which none is known before the evaluation. It takes seconds a proposal; where all costs but the first
     are known, `model_based` is as good and takes a tenth of a second.
+
+    The models know neither limits nor that a sub-network is not evaluated twice, and would propose the same again and
+    again, for seconds each. So where the search does not take the proposal, one close to it is proposed.
     """
 
     def propose(self, history: Sequence[Evaluated], rng: np.random.Generator) -> Encoding:
@@ -64,4 +69,40 @@ class ExpectedHypervolumeImprovement(SearchMethod):
             chosen = study.ask(distributions).params
         finally:
             optuna.logging.set_verbosity(verbosity)
-        return tuple(int(chosen.get(name, 0)) for name in names)
+        proposal = tuple(int(chosen.get(name, 0)) for name in names)
+        seen = {trial.sub_network for trial in history}
+        for encoding in self._close_to(proposal, finite, rng):
+            sub_network = self.space.decode(encoding)
+            if sub_network not in seen and (self.is_candidate is None or self.is_candidate(sub_network)):
+                return encoding
+        # Without any new candidate the search itself looks for what is left.
+        return self.sampler.sample(rng)
+
+    def _close_to(
+        self, proposal: Encoding, evaluated: Sequence[Evaluated], rng: np.random.Generator
+    ) -> Iterator[Encoding]:
+        """A proposal and encodings around it, roughly from near to far."""
+        yield proposal
+        yield from self._walks(proposal, 1, rng)
+        # What was evaluated is within all limits, so that on the way there they are met.
+        ranges = np.maximum([len(dimension.choices) - 1 for dimension in self.space.dimensions], 1)
+        distances = [np.abs(np.subtract(trial.encoding, proposal) / ranges).sum() for trial in evaluated]
+        target = evaluated[int(np.argmin(distances))].encoding
+        encoding = list(proposal)
+        for dimension in rng.permutation(len(encoding)):
+            encoding[dimension] = int(target[dimension])
+            yield tuple(encoding)
+        steps = 2
+        while steps <= ranges.sum():
+            yield from self._walks(proposal, steps, rng)
+            yield from self._walks(target, steps, rng)
+            steps *= 2
+
+    def _walks(self, start: Sequence[int], steps: int, rng: np.random.Generator) -> Iterator[Encoding]:
+        """Encodings, each by so many random steps to a neighbouring choice."""
+        last = np.array([len(dimension.choices) - 1 for dimension in self.space.dimensions])
+        for _ in range(max(_FEWEST_WALKS, 2 * len(last))):
+            encoding = np.array(start)
+            for dimension, step in zip(rng.integers(len(last), size=steps), rng.choice((-1, 1), size=steps)):
+                encoding[dimension] = min(max(encoding[dimension] + step, 0), last[dimension])
+            yield tuple(encoding.tolist())
