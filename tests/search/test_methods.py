@@ -142,10 +142,20 @@ def test_the_best_have_the_lowest_rank_not_the_argsort_of_one():
     assert best_first([(3, 3), (1, 2), (2, 1), (1.9, 1.9), (1.5, 1.5)]) == [1, 2, 4, 3, 0]
 
 
-def test_ehvi_proposes_choices_and_refuses_what_it_cannot_model():
-    history = [evaluated((i, i, i, i), 0.5 - 0.1 * i, 0.2 + 0.2 * i) for i in range(5)]
-    proposal = method_of("ehvi").propose(history, np.random.default_rng(0))
-    assert SPACE.decode(proposal) and all(type(index) is int for index in proposal)
+@pytest.mark.parametrize("units", [5, 200])
+def test_ehvi_proposes_choices(units):
+    space = UnitsSpace(layers=3, units=units)
+    encodings = [(step,) * 3 for step in np.linspace(0, units - 1, 5).astype(int).tolist()]
+    costs = [(0.5 - 0.4 * first / units, 0.2 + 0.8 * first / units) for first, _, _ in encodings]
+    history = [Evaluated(space.decode(each), each, {}, cost) for each, cost in zip(encodings, costs)]
+    method = get_search_method("ehvi", space, PublishedSampler(space))
+    for seed in range(3):
+        proposal = method.propose(history, np.random.default_rng(seed))
+        assert all(type(index) is int and 0 <= index < units for index in proposal)
+        assert space.decode(proposal) not in {trial.sub_network for trial in history}
+
+
+def test_ehvi_refuses_what_it_cannot_model():
     wide = UnitsSpace(layers=201, units=2)
     with pytest.raises(ValueError, match="each of the 201 dimensions .* choose model_based"):
         get_search_method("ehvi", wide, PublishedSampler(wide)).propose([], np.random.default_rng(0))
