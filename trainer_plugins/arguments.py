@@ -254,8 +254,13 @@ class NasArguments:
 
     def __post_init__(self) -> None:
         # Two published systems have a flag of this name.
-        if self.pruning.prunes and self.super_network.temperature != SuperNetworkArguments().temperature:
-            self.pruning.gate_temperature = self.super_network.temperature
+        temperature, ours = self.super_network.temperature, self.pruning.gate_temperature
+        if self.pruning.prunes and temperature != SuperNetworkArguments().temperature:
+            if ours not in (temperature, PruningArguments().gate_temperature):
+                raise ValueError(
+                    f"--temperature {temperature:g} and --gate_temperature {ours:g} name the same; give one."
+                )
+            self.pruning.gate_temperature = temperature
         path, teacher = self.pruning.distillation_path, self.distillation.kd_teacher_model
         if path is not None and teacher is not None and path != teacher:
             raise ValueError(

@@ -13,20 +13,20 @@ from hf_nas.distillation import LayerDistillation, cache_teacher_logits
 from hf_nas.extraction import extract, save_extracted
 from hf_nas.extraction.sizes import HIDDEN_FIELD
 from hf_nas.files import write_json
-from hf_nas.gates import BudgetController, UnitGates, fold, parse_kinds, project, published_sparsity
-from hf_nas.profiling import SizeTable, UnitCosts
+from hf_nas.gates import BudgetController, UnitGates, fold, parse_kinds, published_sparsity
+from hf_nas.profiling import SizeTable
 from hf_nas.run_files import PRUNED_FOLDER, PRUNING_FILE, PRUNING_FOLDER
 from hf_nas.structures import describe
 from hf_nas.subnetwork import SubNetwork
 from trainer_plugins.cofi_arguments import PruningArguments
-from trainer_plugins.cofi_checks import objective_of, schedule_of
+from trainer_plugins.cofi_budget import PruningBudget
+from trainer_plugins.cofi_checks import check_pruning_values, objective_of, schedule_of
 from trainer_plugins.cofi_files import (
     REPORT_FORMAT,
-    budget_costs,
+    freeze_embeddings,
     load_layer_maps,
     read_sub_network,
     save_layer_maps,
-    set_embeddings,
 )
 from trainer_plugins.pruning_run import PruningOutcome, PruningRun, best_checkpoint
 from trainer_plugins.pruning_trainer import PruningTrainer
@@ -37,8 +37,8 @@ logger = logging.getLogger(__name__)
 _LOGITS_FOLDER = "teacher_logits"
 # What the gates do not depend on.
 _LATER = (
-    "pretrained_pruned_model", "do_final_finetune", "final_finetune_epochs", "final_finetune_learning_rate", "ex_name",
-    "test",
+    "pretrained_pruned_model", "do_final_finetune", "final_finetune_epochs", "final_finetune_learning_rate",
+    "final_finetune_scheduler_type", "ex_name", "test",
 )  # fmt: skip
 # So far below the target, closing units that the training left open costs more than pruning them would have.
 _LARGE_GAP = 0.05
@@ -92,7 +92,8 @@ class _Run(PruningRun):
 
     def finetune_options(self, model: PreTrainedModel, pruned: Path) -> Mapping[str, Any]:
         """The maps of layer distillation, as far as they were learnt in the pruning."""
-        set_embeddings(model, trained=not self.pruning.freeze_embeddings)
+        if self.pruning.freeze_embeddings:
+            freeze_embeddings(model)
         maps = self.layer_maps(model, read_sub_network(pruned).hidden)
         if maps is not None:
             load_layer_maps(maps, pruned)
@@ -129,6 +130,7 @@ def run_pruning(
     """
     if not pruning.is_active:
         raise ValueError("Nothing is to be pruned; set pruning_type, or pretrained_pruned_model to fine-tune one.")
+    check_pruning_values(pruning, teacher is not None)
     run = _Run(arguments, trainer_class, teacher, dict(record or {}), trainer_arguments, pruning)
     if pruning.pretrained_pruned_model is not None:
         return run.finetune(model, Path(pruning.pretrained_pruned_model), run.schedule_type())
@@ -148,8 +150,9 @@ def _prune(run: _Run, model: PreTrainedModel, pruned: Path, sequence_length: int
         return
     model.to(run.arguments.device)
     with run.arguments.main_process_first(desc="costs of the units"):
-        costs = budget_costs(pruning.pruning_budget, model, folder, sequence_length, latency_batch_size)
-    set_embeddings(model, trained=not pruning.freeze_embeddings)
+        budget = PruningBudget.of(pruning.pruning_budget, model, folder, sequence_length, latency_batch_size)
+    if pruning.freeze_embeddings:
+        freeze_embeddings(model)
     gates = UnitGates(
         model,
         parse_kinds(pruning.pruning_type),
@@ -161,16 +164,16 @@ def _prune(run: _Run, model: PreTrainedModel, pruned: Path, sequence_length: int
         model,
         run.arguments_in(folder, **run.schedule_type()),
         gates=gates,
-        controller=BudgetController(costs, pruning.target_sparsity),
+        controller=BudgetController(budget.costs, pruning.target_sparsity),
         schedule=schedule_of(pruning),
         layer_distillation=run.layer_maps(model, None),
     )
     run.train(trainer)
-    _hand_over(run, trainer, gates, costs, pruned)
+    _hand_over(run, trainer, gates, budget, pruned)
     run.finish(trainer, folder, record)
 
 
-def _hand_over(run: _Run, trainer: PruningTrainer, gates: UnitGates, costs: UnitCosts, pruned: Path) -> None:
+def _hand_over(run: _Run, trainer: PruningTrainer, gates: UnitGates, budget: PruningBudget, pruned: Path) -> None:
     """Meet the target exactly, extract and write the small model with its report."""
     target, expected = run.pruning.target_sparsity, trainer.expected_sparsity()
     if expected < target - _LARGE_GAP:
@@ -180,7 +183,13 @@ def _hand_over(run: _Run, trainer: PruningTrainer, gates: UnitGates, costs: Unit
             expected,
             target,
         )
-    values = project(gates, costs, target)
+    checkpoint = best_checkpoint(trainer)
+    if checkpoint == "last" and trainer.args.load_best_model_at_end:
+        logger.warning(
+            "No evaluation met the target, so the last weights are pruned to it; train for longer, or give a larger "
+            "--reg_learning_rate or --sparsity_epsilon."
+        )
+    values = budget.project(gates, target)
     model = trainer.release()
     sub_network = values.sub_network(describe(model))
     small = extract(fold(model, values), sub_network)
@@ -191,12 +200,12 @@ def _hand_over(run: _Run, trainer: PruningTrainer, gates: UnitGates, costs: Unit
         "pruning_type": run.pruning.pruning_type,
         "budget": run.pruning.pruning_budget,
         "target": target,
-        "sparsity": costs.sparsity(sub_network),
+        "sparsity": budget.sparsity(sub_network),
         "expected_sparsity": expected,
         "published_sparsity": published_sparsity(model, sub_network).to_dict(),
         "parameters": sum(parameter.numel() for parameter in small.parameters()),
         "dense_parameters": table.parameters(SubNetwork.full(table.structure)),
-        "checkpoint": best_checkpoint(trainer),
+        "checkpoint": checkpoint,
     }
     if run.writes:
         save_extracted(small, sub_network, pruned, run.trainer_arguments.get("processing_class"))

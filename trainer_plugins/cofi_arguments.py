@@ -113,9 +113,11 @@ class PruningArguments:
     final_finetune_epochs: float = field(default=20.0, metadata={"help": "Epochs of this fine-tuning."})
     final_finetune_learning_rate: float | None = field(
         default=None,
-        metadata={
-            "help": "Its learning rate, which is constant (published: 1e-5, 2e-5 or 3e-5). Default: --learning_rate."
-        },
+        metadata={"help": "Its learning rate (published: 1e-5, 2e-5 or 3e-5, constant). Default: --learning_rate."},
+    )
+    final_finetune_scheduler_type: str = field(
+        default="constant",
+        metadata={"help": "How its learning rate changes: constant (as published), linear, cosine and so on."},
     )
     ex_name: str | None = field(default=None, metadata={"help": "A label of the run; it is kept in pruning.json."})
     test: bool = field(default=False, metadata={"help": "Read nowhere, as in the published code."})

@@ -1,5 +1,8 @@
 """Refuses flags of a pruning that cannot work, before anything is tokenised or trained."""
 
+import logging
+from collections.abc import Collection
+from dataclasses import fields
 from pathlib import Path
 
 from transformers import PreTrainedModel, TrainingArguments
@@ -13,6 +16,31 @@ from trainer_plugins.cofi_arguments import BUDGETS, PruningArguments
 from trainer_plugins.pruning_schedule import PruningSchedule
 
 
+logger = logging.getLogger(__name__)
+
+# Flags that are read only beside another one.
+_READ_WITH = {
+    "pruning_type": (
+        "target_sparsity", "pruning_budget", "sparsity_epsilon", "prepruning_finetune_epochs",
+        "lagrangian_warmup_epochs", "reg_learning_rate", "droprate_init", "gate_temperature", "do_final_finetune",
+    ),
+    "do_final_finetune": (
+        "final_finetune_epochs", "final_finetune_learning_rate", "final_finetune_scheduler_type",
+    ),
+    "do_distill": ("distill_ce_loss_alpha", "distill_label_loss_alpha", "distill_temp"),
+    "do_layer_distill": ("layer_distill_version", "distill_loss_alpha"),
+}  # fmt: skip
+# The published command that fine-tunes a pruned model has them from that which pruned it.
+_HARMLESS = (
+    "target_sparsity", "sparsity_epsilon", "prepruning_finetune_epochs", "lagrangian_warmup_epochs",
+    "reg_learning_rate", "droprate_init", "gate_temperature",
+)  # fmt: skip
+# They say what is so in any training, or are only labels.
+_ALWAYS = ("freeze_embeddings", "distillation_path", "ex_name", "test")
+# What a pruning of heads reads.
+_OF_HEADS = ("target_sparsity", "pruning_budget", "do_final_finetune", *_READ_WITH["do_final_finetune"], *_ALWAYS)
+
+
 def check_pruning(training: TrainingArguments, nas: NasArguments) -> None:
     """Refuse flags of a pruning that contradict each other or others; nothing where nothing is pruned.
 
@@ -21,7 +49,7 @@ def check_pruning(training: TrainingArguments, nas: NasArguments) -> None:
     """
     pruning = nas.pruning
     if not pruning.is_active:
-        _check_unused(pruning)
+        _check_unused(pruning, _ALWAYS)
         return
     if not training.do_train:
         raise ValueError("Pruning is a training; add --do_train.")
@@ -37,12 +65,51 @@ def check_pruning(training: TrainingArguments, nas: NasArguments) -> None:
     for flag, is_given in given.items():
         if is_given:
             raise ValueError(f"{ours} trains no super-network to search; leave out {flag}, or {ours}.")
+    check_pruning_values(pruning, nas.distillation.kd_teacher_model is not None)
+    _check_read(pruning)
+    if pruning.do_distill:
+        for each in fields(nas.distillation):
+            if each.name != "kd_teacher_model" and getattr(nas.distillation, each.name) != each.default:
+                raise ValueError(
+                    f"--{each.name} is not for --do_distill, whose flags begin with distill; leave it out."
+                )
+    if pruning.prunes and training.max_steps <= 0:
+        schedule_of(pruning).check(training)
+
+
+def check_pruning_values(pruning: PruningArguments, has_teacher: bool) -> None:
+    """Refuse values that contradict each other or are out of range.
+
+    Args:
+        pruning: something is pruned, or fine-tuned after that.
+        has_teacher: whether there is a teacher to learn from.
+
+    Raises:
+        ValueError: that says which.
+    """
     _check_pruned(pruning)
-    _check_distillation(pruning, nas.distillation.kd_teacher_model)
+    _check_distillation(pruning, has_teacher)
     if pruning.prunes:
         _check_target(pruning)
-        if training.max_steps <= 0:
-            schedule_of(pruning).check(training)
+
+
+def check_unread_by_heads(pruning: PruningArguments, method: str) -> None:
+    """Refuse flags of CoFi that a pruning of heads would accept and ignore.
+
+    Args:
+        pruning: the flags, of which it reads some.
+        method: of the pruning of heads, for the message.
+
+    Raises:
+        ValueError: that says which.
+    """
+    for name in _changed(pruning):
+        if name not in _OF_HEADS:
+            raise ValueError(
+                f"--{name} belongs to --pruning_type; with {method} a teacher is given by --kd_teacher_model alone, "
+                "so leave it out."
+            )
+    _check_read(pruning, ("do_final_finetune",))
 
 
 def check_prunable(pruning: PruningArguments, model: PreTrainedModel, sequence_length: int) -> None:
@@ -86,7 +153,7 @@ def schedule_of(pruning: PruningArguments) -> PruningSchedule:
 
 
 def check_final_finetune(pruning: PruningArguments) -> None:
-    """Refuse numbers of the final fine-tuning that are out of range.
+    """Refuse values of the final fine-tuning that are out of range.
 
     Raises:
         ValueError: that says which.
@@ -97,6 +164,13 @@ def check_final_finetune(pruning: PruningArguments) -> None:
         raise ValueError(
             f"final_finetune_learning_rate is {pruning.final_finetune_learning_rate:g}; choose a number above 0, or "
             "leave it out for that of the pruning."
+        )
+    # Of these, others need more than a name.
+    known = ("constant", "linear", "cosine", "polynomial", "constant_with_warmup", "inverse_sqrt")
+    if pruning.final_finetune_scheduler_type not in known:
+        raise ValueError(
+            f"final_finetune_scheduler_type is {pruning.final_finetune_scheduler_type!r}; choose one of "
+            f"{', '.join(known)}."
         )
 
 
@@ -120,21 +194,42 @@ def objective_of(pruning: PruningArguments, with_layers: bool = True) -> Distill
     )
 
 
-def _check_unused(pruning: PruningArguments) -> None:
+def _changed(pruning: PruningArguments) -> list[str]:
+    """Names of the flags that are given, those that ask for something first."""
+    changed = [each.name for each in fields(pruning) if getattr(pruning, each.name) != each.default]
+    return sorted(changed, key=lambda name: name != "target_sparsity" and not isinstance(getattr(pruning, name), bool))
+
+
+def _check_unused(pruning: PruningArguments, allowed: Collection[str]) -> None:
     """Without a pruning, these would do nothing."""
-    given = {
-        "--do_final_finetune": pruning.do_final_finetune,
-        "--target_sparsity": pruning.target_sparsity != PruningArguments().target_sparsity,
-        "--do_distill": pruning.do_distill,
-        "--do_layer_distill": pruning.do_layer_distill,
-        "--cache_teacher_logits": pruning.cache_teacher_logits,
-    }
-    for flag, is_given in given.items():
-        if is_given:
+    for name in _changed(pruning):
+        if name not in allowed:
+            instead = {"scheduler_type": "--lr_scheduler_type", "gate_temperature": "--temperature"}.get(name)
             raise ValueError(
-                f"{flag} belongs to a pruning; add --pruning_type or --pretrained_pruned_model, or leave it out (a "
-                "teacher for a plain fine-tuning is given by --kd_teacher_model)."
+                f"--{name} belongs to a pruning; add --pruning_type or --pretrained_pruned_model, or leave it out "
+                + (
+                    f"({instead} is for any training)."
+                    if instead
+                    else "(a teacher for a plain fine-tuning is given by --kd_teacher_model)."
+                )
             )
+
+
+def _check_read(pruning: PruningArguments, conditions: Collection[str] = tuple(_READ_WITH)) -> None:
+    """Refuse flags that would be accepted and ignored."""
+    for condition in conditions:
+        if getattr(pruning, condition):
+            continue
+        for name in _changed(pruning):
+            if name not in _READ_WITH[condition]:
+                continue
+            if condition == "pruning_type" and name in _HARMLESS:
+                logger.warning("--%s is for a pruning; the fine-tuning of a pruned model does not read it.", name)
+                continue
+            advice = f"add --{condition}"
+            if pruning.pretrained_pruned_model is not None and condition in ("pruning_type", "do_final_finetune"):
+                advice = "a pruned model is fine-tuned by --num_train_epochs, --learning_rate and --scheduler_type"
+            raise ValueError(f"--{name} would not be read without --{condition}; {advice}, or leave it out.")
 
 
 def _check_pruned(pruning: PruningArguments) -> None:
@@ -152,15 +247,15 @@ def _check_pruned(pruning: PruningArguments) -> None:
         )
 
 
-def _check_distillation(pruning: PruningArguments, teacher: str | None) -> None:
-    if pruning.do_distill and teacher is None:
+def _check_distillation(pruning: PruningArguments, has_teacher: bool) -> None:
+    if pruning.do_distill and not has_teacher:
         raise ValueError("--do_distill needs a teacher that was fine-tuned on the task; add --distillation_path.")
     if pruning.distillation_path is not None and not pruning.do_distill:
         raise ValueError("--distillation_path names a teacher that nothing is learnt from; add --do_distill.")
     if pruning.do_layer_distill and not pruning.do_distill:
         raise ValueError("--do_layer_distill is a part of distillation; add --do_distill.")
-    if pruning.cache_teacher_logits and (teacher is None or pruning.do_layer_distill):
-        reason = "there is no teacher" if teacher is None else "the teacher runs anyway for --do_layer_distill"
+    if pruning.cache_teacher_logits and (not has_teacher or pruning.do_layer_distill):
+        reason = "there is no teacher" if not has_teacher else "the teacher runs anyway for --do_layer_distill"
         raise ValueError(f"--cache_teacher_logits is given, but {reason}; leave it out.")
     if not pruning.do_layer_distill:
         objective_of(pruning)

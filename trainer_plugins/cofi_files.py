@@ -13,16 +13,13 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from hf_nas.distillation import LayerDistillation
 from hf_nas.files import atomic_path
-from hf_nas.profiling import LatencyTable, UnitCosts, linear_costs, mac_costs, parameter_costs
 from hf_nas.run_files import STATE_FILE
-from hf_nas.structures import describe
 from hf_nas.subnetwork import FILE_NAME, SubNetwork
 
 
 logger = logging.getLogger(__name__)
 
 REPORT_FORMAT = "hf_nas.pruning/1"
-LATENCY_FILE = "latency.json"
 LAYER_MAPS_FILE = "layer_distillation.safetensors"
 
 
@@ -83,32 +80,10 @@ def load_layer_maps(maps: Mapping[str, LayerDistillation], folder: Path) -> None
         distillation.transform.bias.copy_(bias)
 
 
-def budget_costs(
-    budget: str, model: PreTrainedModel, folder: Path, sequence_length: int, batch_size: int
-) -> UnitCosts:
-    """What units cost; latencies are measured once for a folder, so that a run that goes on has the same.
-
-    Args:
-        budget: "params", "macs" or "latency".
-        model: without gates.
-        folder: of the training.
-        sequence_length: tokens of a sequence.
-        batch_size: sequences of a pass whose latency counts.
-    """
-    if budget == "params":
-        return parameter_costs(model)
-    if budget == "macs":
-        return mac_costs(model, sequence_length)
-    path = folder / LATENCY_FILE
-    if not path.is_file():
-        LatencyTable.measure(model, batch_size, sequence_length).save(path)
-    return linear_costs(model, LatencyTable.load(path, describe(model)).predict)
-
-
-def set_embeddings(model: PreTrainedModel, trained: bool) -> None:
-    """Train the embeddings with their normalisations, or freeze them; tied heads go with them."""
+def freeze_embeddings(model: PreTrainedModel) -> None:
+    """Train neither embeddings nor their normalisations; tied heads go with them."""
     words = model.get_input_embeddings()
     for name, module in model.named_modules():
         if module is words or "embed" in name or (isinstance(module, nn.Embedding) and name.endswith("wpe")):
             for parameter in module.parameters():
-                parameter.requires_grad_(trained)
+                parameter.requires_grad_(False)

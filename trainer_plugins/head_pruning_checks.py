@@ -8,7 +8,7 @@ from hf_nas.gates import TemperatureSchedule, head_rows
 from hf_nas.structures import describe
 from trainer_plugins.arguments import NasArguments
 from trainer_plugins.cofi_arguments import PruningArguments
-from trainer_plugins.cofi_checks import check_final_finetune
+from trainer_plugins.cofi_checks import check_final_finetune, check_unread_by_heads
 from trainer_plugins.head_budget import MEASURES, budget_of
 from trainer_plugins.head_pruning_arguments import METHODS, HeadPruningArguments
 from trainer_plugins.pruning_schedule import PruningSchedule
@@ -77,11 +77,7 @@ def _check_others(nas: NasArguments) -> None:
     for flag, is_given in given.items():
         if is_given:
             raise ValueError(f"{method} and {flag} are two ways to shrink a model; leave out either of them.")
-    for name in ("do_distill", "do_layer_distill", "cache_teacher_logits"):
-        if getattr(nas.pruning, name):
-            raise ValueError(
-                f"--{name} belongs to --pruning_type; with {method} a teacher is given by --kd_teacher_model alone."
-            )
+    check_unread_by_heads(nas.pruning, method)
 
 
 def _check_budget(heads: HeadPruningArguments, pruning: PruningArguments) -> None:

@@ -178,7 +178,7 @@ class PruningRun:
             "num_train_epochs": final.final_finetune_epochs,
             "max_steps": -1,
             "learning_rate": final.final_finetune_learning_rate or self.arguments.learning_rate,
-            "lr_scheduler_type": SchedulerType.CONSTANT,
+            "lr_scheduler_type": SchedulerType(final.final_finetune_scheduler_type),
             "warmup_steps": 0,
             "resume_from_checkpoint": None,
         }

@@ -105,13 +105,19 @@ def rate_factor(arguments: TrainingArguments, steps: int) -> Callable[[int], flo
     Raises:
         ValueError: if that depends on more than the number of the step.
     """
-    scheduler = get_scheduler(
-        arguments.lr_scheduler_type,
-        optimizer=torch.optim.SGD([nn.Parameter(torch.zeros(()))], lr=arguments.learning_rate),
-        num_warmup_steps=arguments.get_warmup_steps(steps),
-        num_training_steps=steps,
-        scheduler_specific_kwargs=arguments.lr_scheduler_kwargs,
-    )
+    try:
+        scheduler = get_scheduler(
+            arguments.lr_scheduler_type,
+            optimizer=torch.optim.SGD([nn.Parameter(torch.zeros(()))], lr=arguments.learning_rate),
+            num_warmup_steps=arguments.get_warmup_steps(steps),
+            num_training_steps=steps,
+            scheduler_specific_kwargs=arguments.lr_scheduler_kwargs,
+        )
+    except TypeError as error:
+        raise ValueError(
+            f"lr_scheduler_type is '{arguments.lr_scheduler_type.value}' with the lr_scheduler_kwargs "
+            f"{arguments.lr_scheduler_kwargs}, which do not fit: {error}."
+        ) from error
     if not isinstance(scheduler, LambdaLR):
         raise ValueError(
             f"lr_scheduler_type is '{arguments.lr_scheduler_type.value}', which goes by more than the number of the "

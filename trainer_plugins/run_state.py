@@ -123,6 +123,9 @@ def describe_run(model: Any, data: Any, training: TrainingArguments, nas: NasArg
         arguments |= asdict(nas.eftnas)
     if nas.distillation.kd_teacher_model is not None:
         arguments |= asdict(nas.distillation)
+    if nas.prunes:
+        pruning = nas.pruning
+        arguments["pruning"] = nas.heads.pruning_method or pruning.pruning_type or pruning.pretrained_pruned_model
     if nas.needs_selection_set:
         arguments |= {"dataset_seed": data.dataset_seed, "selection_split": nas.search.selection_split}
     if nas.config is not None:

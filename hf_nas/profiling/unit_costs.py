@@ -240,7 +240,8 @@ def linear_costs(model: PreTrainedModel, cost: Callable[[SubNetwork], float]) ->
     """Costs per unit of anything that gives the cost of a sub-network, such as `LatencyTable.predict`.
 
     Each sub-layer is taken as a straight line through its cost with one unit and with all of them, and the rest of the
-    full model as constant. Pruned hidden dimensions save nothing by these costs.
+    full model as constant. Where the line would rise towards fewer units, or be below nothing without any, as noise in
+    measurements makes it, it is the closest one that does not. Pruned hidden dimensions save nothing by these costs.
 
     Args:
         model: of a known family (the meta device will do).
@@ -258,8 +259,9 @@ def linear_costs(model: PreTrainedModel, cost: Callable[[SubNetwork], float]) ->
             continue
         one = cost(SubNetwork.of(structure, {sub_layer.name: 1}))
         without = cost(SubNetwork.of(structure, {sub_layer.name: None}))
-        unit = (full - one) / max(sub_layer.units - 1, 1)
-        costs.append(SubLayerCosts(unit=unit, fixed=full - without - unit * sub_layer.units))
+        whole = max(full - without, 0.0)
+        unit = min(max((full - one) / max(sub_layer.units - 1, 1), 0.0), whole / sub_layer.units)
+        costs.append(SubLayerCosts(unit=unit, fixed=whole - unit * sub_layer.units))
     contributions = sum(c.total(s.units, 0) for c, s in zip(costs, structure))
     dimensions = _stream_width(model, structure)
     return _costs(structure, costs, dimensions, constant=full - contributions, total=full)

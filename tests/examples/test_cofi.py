@@ -72,6 +72,12 @@ def test_fine_tuning_as_a_second_command(glue, teacher, tmp_path) -> None:
     assert read(tmp_path / "three")["eval_loss"] == pytest.approx(read(tmp_path / "two")["eval_loss"], abs=1e-6)
 
 
+def test_a_pruning_does_not_go_on_from_a_fine_tuning_in_its_folder(glue, tmp_path) -> None:
+    glue(tmp_path / "out", "--do_train")
+    with pytest.raises(ValueError, match="holds another run .*pruning was None and is 'structured_heads"):
+        glue(tmp_path / "out", "--do_train", "--do_final_finetune", **PRUNING)
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [

@@ -177,19 +177,32 @@ def test_linear_costs_of_a_linear_function_are_exact() -> None:
     assert costs.sparsity(SubNetwork.full(table.structure)) == pytest.approx(0)
 
 
-def test_linear_costs_of_a_curve_are_the_line_through_its_ends() -> None:
+@pytest.mark.parametrize("power, unit", [(0.5, (2 - 1) / 3), (1, 1), (2, (1 + 16) / 4)])
+def test_linear_costs_of_a_curve_are_the_line_through_its_ends(power: float, unit: float) -> None:
+    """But above nothing without any units: the line through 1 + 1 and 1 + 16 is below it there."""
     model = zoo.build("bert")
 
     def seconds(sub_network) -> float:
-        return 2.0 + sum(0 if count is None else 1.0 + count**2 for count in sub_network.counts())
+        return 2.0 + sum(0 if count is None else 1.0 + count**power for count in sub_network.counts())
 
     costs = linear_costs(model, seconds)
     structure = describe(model)
     assert costs.cost(SubNetwork.full(structure)) == pytest.approx(seconds(SubNetwork.full(structure)))
     none = SubNetwork.of(structure, dict.fromkeys(structure.names))
     assert costs.cost(none) == pytest.approx(2.0)
-    two = SubNetwork.of(structure, {"encoder.0.attention": 2})  # 1 + 16 with all four heads, 1 + 1 with one
-    assert costs.cost(SubNetwork.full(structure)) - costs.cost(two) == pytest.approx(2 * 15 / 3)
+    two = SubNetwork.of(structure, {"encoder.0.attention": 2})  # of four heads
+    assert costs.cost(SubNetwork.full(structure)) - costs.cost(two) == pytest.approx(2 * unit)
+
+
+def test_linear_costs_of_noise_are_not_below_nothing() -> None:
+    """Measured, a network may be slower with fewer units, or without a sub-layer."""
+
+    def seconds(sub_network) -> float:
+        first, second = sub_network["encoder.0.attention"], sub_network["encoder.1.attention"]
+        return 5.0 + (0.5 if first == 1 else 0.0) + (0.5 if second is None else 0.0)
+
+    costs = linear_costs(zoo.build("bert"), seconds)
+    assert all(each.unit >= 0 and each.fixed >= 0 for each in costs.sub_layers) and costs.total == 5
 
 
 def test_the_target_rises_linearly() -> None:

@@ -12,18 +12,16 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForSequenceClassification, TrainingArguments
+from transformers import AutoModelForSequenceClassification
 
 from hf_nas.gates import published_sparsity
-from hf_nas.profiling import LatencyTable, SizeTable, mac_costs, parameter_costs
+from hf_nas.profiling import SizeTable, parameter_costs
 from hf_nas.structures import describe
 from hf_nas.subnetwork import SubNetwork
 from tests import zoo
 from tests.trainer.pruning_world import prune
-from trainer_plugins import NasArguments, PruningArguments, PruningTrainer, check_arguments, cofi
-from trainer_plugins.arguments import DistillationArguments, SearchArguments, SuperNetworkArguments
-from trainer_plugins.cofi_checks import check_pruning
-from trainer_plugins.cofi_files import budget_costs, last_complete_checkpoint, set_embeddings
+from trainer_plugins import PruningTrainer, cofi
+from trainer_plugins.cofi_files import freeze_embeddings, last_complete_checkpoint
 
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -173,24 +171,6 @@ def test_logits_of_the_teacher_are_asked_once(tmp_path) -> None:
     assert len(calls) == 6  # 48 rows in batches of 8, for 18 steps
 
 
-def test_a_budget_of_operations_and_one_of_latency(tmp_path, monkeypatch) -> None:
-    outcome = prune(
-        tmp_path, pruning={"pruning_budget": "macs", "do_final_finetune": False, "target_sparsity": 0.3},
-        save_strategy="no",
-    )  # fmt: skip
-    costs = mac_costs(zoo.build("bert"), 8)
-    assert outcome.report["sparsity"] == costs.sparsity(outcome.sub_network) >= 0.3
-    measure = LatencyTable.measure
-    monkeypatch.setattr(
-        LatencyTable, "measure",
-        lambda *args: measure(*args, widths=2, num_networks=4, repeats=1, progress=False),
-    )  # fmt: skip
-    first = budget_costs("latency", zoo.build("bert"), tmp_path / "latency", 8, 1)
-    monkeypatch.setattr(LatencyTable, "measure", None)  # the second time nothing is measured
-    assert budget_costs("latency", zoo.build("bert"), tmp_path / "latency", 8, 1) == first
-    assert first.total > 0 and not first.per_dimension
-
-
 def test_another_run_in_the_folder_is_refused(whole: Path) -> None:
     with pytest.raises(ValueError, match="holds another run .target_sparsity was 0.5 and is 0.6.; choose another"):
         prune(whole, pruning={"target_sparsity": 0.6})
@@ -217,101 +197,8 @@ def test_embeddings_are_frozen_and_nothing_else(name: str) -> None:
     model = zoo.build(name)
     parameters = dict(model.named_parameters())
     trained = {key for key, parameter in parameters.items() if parameter.requires_grad}
-    set_embeddings(model, trained=False)
+    freeze_embeddings(model)
     frozen = {key for key in trained if not parameters[key].requires_grad}
     tables = (".wte.weight", ".wpe.weight", "shared.weight")
     assert frozen == {key for key in trained if "embed" in key or key.endswith(tables)}
     assert frozen and not any(".layer" in key and "layernorm_embedding" not in key for key in frozen)
-    set_embeddings(model, trained=True)
-    assert all(parameters[key].requires_grad for key in trained)
-
-
-def shrinking(pruning: dict, **others) -> NasArguments:
-    flags = {"pruning_type": "heads+neurons", "target_sparsity": 0.5, **pruning}
-    return NasArguments(pruning=PruningArguments(**flags), **others)
-
-
-TEACHER = DistillationArguments(kd_teacher_model="teacher")
-NOT_PRUNED = {"pruning_type": None, "target_sparsity": 0.0}
-
-
-@pytest.mark.parametrize(
-    ("pruning", "others", "message"),
-    [
-        ({"pruning_type": "structured_haeds"}, {}, "'structured_haeds' in pruning_type"),
-        ({"target_sparsity": 0.0}, {}, "target_sparsity is 0; give the fraction to remove"),
-        ({"target_sparsity": 60.0}, {}, "target_sparsity is 60; give the fraction"),
-        ({"pruning_budget": "watts"}, {}, "pruning_budget is 'watts'; choose one of params, macs, latency"),
-        ({"droprate_init": 1.0}, {}, "droprate_init is 1; choose a number between 0 and 1"),
-        ({"reg_learning_rate": -0.1}, {}, "learning rate of the gates is -0.1"),
-        ({"gate_temperature": 0.0}, {}, "gate_temperature is 0; choose a number above 0"),
-        ({"do_final_finetune": True, "final_finetune_epochs": 0.0}, {}, "final_finetune_epochs is 0"),
-        ({"final_finetune_learning_rate": -1.0}, {}, "final_finetune_learning_rate is -1; choose"),
-        ({"lagrangian_warmup_epochs": 2.0}, {}, "num_train_epochs is 3, but pruning begins after epoch 1"),
-        ({"do_distill": True}, {}, "--do_distill needs a teacher .* add --distillation_path"),
-        ({"distillation_path": "teacher"}, {}, "nothing is learnt from; add --do_distill"),
-        ({"do_layer_distill": True}, {"distillation": TEACHER}, "part of distillation; add --do_distill"),
-        ({"cache_teacher_logits": True}, {}, "but there is no teacher; leave it out"),
-        (
-            {"do_distill": True, "do_layer_distill": True, "layer_distill_version": 1},
-            {"distillation": TEACHER},
-            "layer_distill_version is 1; choose one of 2, 3, 4, 5, 6 .the published default 1 was never written",
-        ),
-        (
-            {"do_distill": True, "do_layer_distill": True, "distill_loss_alpha": 0.0},
-            {"distillation": TEACHER},
-            "distill_loss_alpha is 0, with which layers are not learnt",
-        ),
-        (
-            {"do_distill": True, "do_layer_distill": True, "cache_teacher_logits": True},
-            {"distillation": TEACHER},
-            "the teacher runs anyway",
-        ),
-        ({"do_distill": True, "distill_temp": 0.0}, {"distillation": TEACHER}, "temperature is 0"),
-        ({}, {"search": SearchArguments(do_search=True)}, "trains no super-network to search; leave out --do_search"),
-        ({}, {"super_network": SuperNetworkArguments(sampling_strategy="kd")}, "leave out --sampling_strategy"),
-        ({"pretrained_pruned_model": "x"}, {}, "leave out either of them"),
-        ({"pretrained_pruned_model": "x", "pruning_type": "None"}, {}, "'x' is no folder of a pruned model"),
-        ({**NOT_PRUNED, "do_final_finetune": True}, {}, "--do_final_finetune belongs to a pruning"),
-        ({"pruning_type": None}, {}, "--target_sparsity belongs to a pruning"),
-        ({**NOT_PRUNED, "do_distill": True}, {}, "--do_distill belongs to a pruning"),
-    ],
-)
-def test_flags_that_contradict_each_other_are_refused(pruning: dict, others: dict, message: str, tmp_path) -> None:
-    training = TrainingArguments(str(tmp_path), do_train=True)
-    pruning = {"lagrangian_warmup_epochs": 1.0, **pruning}
-    with pytest.raises(ValueError, match=message):
-        check_pruning(training, shrinking(pruning, **others))
-
-
-def test_flags_that_fit_are_accepted(tmp_path) -> None:
-    training = TrainingArguments(str(tmp_path), do_train=True, num_train_epochs=4)
-    check_pruning(training, shrinking({}))
-    check_pruning(training, NasArguments())
-    nas = shrinking(
-        {"do_distill": True, "do_layer_distill": True, "distillation_path": "teacher"},
-        super_network=SuperNetworkArguments(temperature=0.33),
-    )
-    check_pruning(training, nas)
-    assert nas.pruning.gate_temperature == 0.33 and nas.distillation.kd_teacher_model == "teacher"
-    with pytest.raises(ValueError, match="Pruning is a training; add --do_train"):
-        check_pruning(TrainingArguments(str(tmp_path)), shrinking({}))
-    with pytest.raises(ValueError, match="'one' and --kd_teacher_model 'teacher' name different teachers"):
-        shrinking({"distillation_path": "one"}, distillation=TEACHER)
-
-
-@pytest.mark.parametrize(
-    ("name", "pruning", "message"),
-    [
-        ("bert", {"target_sparsity": 0.95}, "target sparsity 0.95 cannot be reached by pruning heads: at most"),
-        ("bert", {"pruning_budget": "macs", "target_sparsity": 0.95}, "cannot be reached by pruning heads"),
-        ("bert", {"pruning_type": "hidden", "pruning_budget": "latency"}, "no measurements of pruned hidden"),
-        ("llama", {"pruning_type": "hidden"}, "hidden"),
-    ],
-)
-def test_what_the_model_cannot_do_is_refused(name: str, pruning: dict, message: str) -> None:
-    model = zoo.build(name)
-    with pytest.raises(ValueError, match=message):
-        check_arguments(shrinking({"pruning_type": "heads", **pruning}), model)
-    check_arguments(shrinking({"target_sparsity": 0.3}), model)
-    assert not any(module._forward_pre_hooks for module in model.modules())
