@@ -281,7 +281,7 @@ class NasArguments:
     @property
     def needs_selection_set(self) -> bool:
         """Whether examples are held out of the training to compare sub-networks on."""
-        return self.is_elastic or self.search.do_search
+        return self.is_elastic or self.search.do_search or self.eftnas.only_generate_importance_weight
 
     def metric_name(self, default: str) -> str:
         """The metric by which sub-networks are compared: the configuration's, or the task's."""

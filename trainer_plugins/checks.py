@@ -51,7 +51,7 @@ def check_arguments(
         main_input.check_length(nas.config.sequence_length)
     if nas.heads.needs_fine_tuned:
         check_fine_tuned(nas.heads, model, trains_weights=False)
-    if not nas.needs_selection_set and not nas.eftnas.only_generate_importance_weight:
+    if not nas.needs_selection_set:
         return
     space = _check_super_network(nas, model)
     _check_eftnas(nas.eftnas)

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, TrainingArguments
 
+from hf_nas.importance import OrderRecord
 from hf_nas.importance.movement import MovementScores, MovementSettings, unit_scores
 from hf_nas.nncf_config import NncfConfig, filter_importance, nncf_space
 from hf_nas.search import WidthGroups, published_demands, published_nsga2
@@ -60,6 +61,8 @@ def apply_config(nas: NasArguments, model_arguments: Any, metric_scale: float = 
     if nas.eftnas.nncf_config is None:
         if nas.eftnas.nncf_compat:
             raise ValueError("nncf_compat is True, but there is no configuration to train by; add --nncf_config.")
+        if nas.eftnas.reorg_cache_model is not None:
+            _fill(nas.super_network, importance="movement")
         return
     config = nas.config = NncfConfig.load(nas.eftnas.nncf_config)
     _fill(model_arguments, model_name_or_path=config.model_name_or_path)
@@ -160,6 +163,11 @@ def plan_super_network(
     scores = None
     if nas.super_network.importance == "movement":
         scores = unit_scores(movement, describe(model), ranking=nas.eftnas.unit_ranking)
+        done = OrderRecord.read(model.config)
+        is_own = nas.eftnas.reorg_cache_model is None
+        if is_own and done is not None and done.digest != OrderRecord.of("movement", scores).digest:
+            # They were learnt on the units as they are, whatever order that is.
+            OrderRecord.forget(model.config)
     if nas.super_network.search_space == "generated":
         length = sequence_length if nas.config is None else nas.config.sequence_length
         space = _generated(nas.eftnas, movement, model, length, folder if arguments.should_save else None)

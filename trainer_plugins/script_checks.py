@@ -27,6 +27,11 @@ def needed_splits(
     check_head_pruning(training, nas)
     if not nas.heads.is_active:
         check_pruning(training, nas)
+    if (scores := nas.eftnas.reorg_cache_model) is not None and not nas.is_elastic:
+        raise ValueError(
+            f"--reorg_cache_model '{scores}' has scores for the training of a super-network; add --sampling_strategy, "
+            "or leave it out."
+        )
     search = nas.search
     if search.do_search and search.nas_type in NAS_TYPES and search.nas_type not in nas_types:
         raise ValueError(f"--nas_type {search.nas_type} is not for this task; choose {' or '.join(nas_types)}.")

@@ -1,5 +1,6 @@
 """From a trained super-network to the Pareto set, the table, the picture and one extracted model."""
 
+import logging
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
@@ -36,6 +37,8 @@ from trainer_plugins.task_evaluation import (
 
 
 __all__ = ["ScoredRows", "SearchGoals", "SearchOutcome", "run_search", "scored", "search_goals"]
+
+logger = logging.getLogger(__name__)
 
 
 def run_search(
@@ -203,7 +206,11 @@ def _write_old_files(
     folder: Path, result: SearchResult, space: SearchSpace, sizes: RelativeSizes, task: SearchTask
 ) -> None:
     macs = partial(sizes.table.macs, sequence_length=sizes.sequence_length)
-    write_old_files(
-        folder, fully_evaluated(result), old_groups(space), metric_name=task.metric_name,
-        metric_scale=task.metric_scale, macs=macs,
-    )  # fmt: skip
+    try:
+        write_old_files(
+            folder, fully_evaluated(result), old_groups(space), metric_name=task.metric_name,
+            metric_scale=task.metric_scale, macs=macs,
+        )  # fmt: skip
+    except ValueError as error:
+        # The published files number widths of sub-layers, which not every space consists of.
+        logger.warning("The results are not written in the published format as well: %s", error)

@@ -1,18 +1,22 @@
 """A `Trainer` that fine-tunes a super-network: one backward pass a sub-network, everything else as usual."""
 
 import contextlib
+import json
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
+from transformers.trainer_utils import get_last_checkpoint
+from transformers.utils import CONFIG_NAME
 
 from hf_nas.distillation import in_place_loss, logits_of
 from hf_nas.elastic import Pass, SuperNetwork, TrainingStrategy, get_strategy
-from hf_nas.importance import get_importance, reorder
+from hf_nas.importance import OrderRecord, get_importance, reorder
 from hf_nas.profiling import Parts, SizeTable
 from hf_nas.space import SearchSpace, get_sampler, get_search_space
 from hf_nas.subnetwork import SubNetwork
@@ -131,8 +135,11 @@ class SuperNetworkTrainer(DistillingTrainer):
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any):
         """Train; units are first put in order of importance, unless the checkpoint or the model already is."""
-        if self.strategy is not None and not resume_from_checkpoint:
-            self.reorder_units()
+        if self.strategy is not None:
+            if resume_from_checkpoint:
+                self._take_over_order(resume_from_checkpoint)
+            else:
+                self.reorder_units()
         return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
 
     def reorder_units(self) -> None:
@@ -142,10 +149,13 @@ class SuperNetworkTrainer(DistillingTrainer):
             ValueError: if scores are given to a model whose units were put in another order before.
         """
         name = self.super_network_arguments.importance
-        done = getattr(self.model.config, "hf_nas_reordered_by", None)
-        if name == "none" or done == name:
+        if name == "none":
             return
-        scores = self._scores
+        done, scores = OrderRecord.read(self.model.config), self._scores
+        same = done is not None and done.importance == name
+        if same and (scores is None or done.digest in (None, OrderRecord.of(name, scores).digest)):
+            logger.info("The units of this model are in order of %s already.", name)
+            return
         if scores is None:
             scores = get_importance(name)(self.model, self.super_network.structure, self._importance_batches())
             # Each process has looked at batches of its own.
@@ -154,12 +164,21 @@ class SuperNetworkTrainer(DistillingTrainer):
             }
         elif done is not None:
             raise ValueError(
-                f"The units of this model were put in order of {done} before, so scores from elsewhere do not belong "
-                "to them any more; start from the pretrained model, or leave the scores out."
+                f"The units of this model were put in order of {done.importance} before, so scores from elsewhere do "
+                "not belong to them any more; start from the pretrained model, or leave the scores out."
             )
         reorder(self.model, self.super_network.structure, scores)
-        self.model.config.hf_nas_reordered_by = name
+        OrderRecord.of(name, scores).write(self.model.config)
         logger.info("Put the units of %d sub-layers in order of %s.", len(scores), name)
+
+    def _take_over_order(self, checkpoint: str | bool) -> None:
+        """The weights of a checkpoint are sorted as its configuration says, and the model will be saved with that."""
+        folder = get_last_checkpoint(self.args.output_dir) if checkpoint is True else checkpoint
+        path = None if folder is None else Path(folder) / CONFIG_NAME
+        if path is not None and path.is_file():
+            done = OrderRecord.read(json.loads(path.read_text(encoding="utf-8")))
+            if done is not None:
+                done.write(self.model.config)
 
     def _reorder_for_stage(self) -> None:
         """Sort the units where the stages say so, and the optimizer's moments with them."""

@@ -17,6 +17,7 @@ from hf_nas.extraction.sizes import (
     set_uneven_width,
     set_uniform_sizes,
 )
+from hf_nas.importance import OrderRecord
 from hf_nas.resize import cut_hidden, own_position_bias, removed_layers, resize
 from hf_nas.structures import ModelStructure, describe
 from hf_nas.subnetwork import SubNetwork
@@ -58,6 +59,8 @@ def extract(model: PreTrainedModel, sub_network: SubNetwork) -> PreTrainedModel:
         config, structure, kept, width, own_bias
     )
     record_layer_types(config, layer_types)
+    if sub_network != SubNetwork.full(structure):
+        OrderRecord.forget(config)
     return _assemble(small, config, weights)
 
 

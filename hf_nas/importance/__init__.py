@@ -10,6 +10,7 @@ from hf_nas.importance.gradient import gradient
 from hf_nas.importance.head_gradient import HeadOrder, head_gradient, michel, michel_order, order_heads
 from hf_nas.importance.magnitude import magnitude
 from hf_nas.importance.movement import MovementScores, MovementSettings, MovementSparsity, unit_scores
+from hf_nas.importance.order_record import OrderRecord
 from hf_nas.importance.reorder import reorder
 from hf_nas.structures import ModelStructure
 
@@ -20,6 +21,7 @@ __all__ = [
     "MovementScores",
     "MovementSettings",
     "MovementSparsity",
+    "OrderRecord",
     "get_importance",
     "gradient",
     "head_gradient",

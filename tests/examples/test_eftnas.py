@@ -7,9 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification, Trainer
 
 from hf_nas import SubNetwork, describe
+from hf_nas.importance import OrderRecord
 from hf_nas.importance.movement import MovementScores
 from hf_nas.nncf_config import NncfConfig, nncf_space
 from hf_nas.search import SuperNetworkEvaluator, read_search_progression
@@ -77,7 +80,7 @@ def test_one_command_does_all_steps(whole, tiny_model) -> None:
     assert (whole / "movement_sparsity" / "structured_sparsity.csv").stat().st_size > 0
     space = CustomSpace.load(whole / "search_space.json", structure)
     assert space.name == "generated" and len(space.dimensions) == 4
-    assert model.config.hf_nas_reordered_by == "movement"
+    assert OrderRecord.read(model.config).importance == "movement"
     # The weights that the scores were learnt with are thrown away; the embeddings start from the pretrained ones.
     results = read(whole / "search", "result.json")
     assert results["objectives"] == ["error", "macs"] and len(results["trials"]) == 5
@@ -131,11 +134,54 @@ def test_killed_at_any_stage_it_ends_in_the_same(start, whole, teacher, tmp_path
     start(tmp_path, *command(teacher))
     ours, theirs = weights(tmp_path), weights(whole)
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    # So that what continues from this model does not sort its units again.
+    orders = [OrderRecord.read(read(folder, "config.json")) for folder in (tmp_path, whole)]
+    assert orders[0] == orders[1] and orders[0].importance == "movement" and orders[0].digest is not None
     assert (tmp_path / "search_space.json").read_text() == (whole / "search_space.json").read_text()
     results = [read(folder / "search", "result.json") for folder in (tmp_path, whole)]
     for trial in (*results[0]["trials"], *results[1]["trials"]):
         del trial["seconds"]
     assert results[0] == results[1]
+
+
+def test_an_extracted_model_is_shrunk_once_more_by_scores_of_its_own(start, whole, teacher, tmp_path, caplog) -> None:
+    caplog.set_level("INFO")
+    assert OrderRecord.read(read(whole / "extracted", "config.json")) is None
+    start(tmp_path, "--do_train", "--sampling_strategy", "sandwich", *MOVEMENT, "--importance", "movement",
+          model_name_or_path=whole / "extracted", kd_teacher_model=teacher)  # fmt: skip
+    assert "in order of movement." in caplog.text and "already" not in caplog.text
+    caplog.clear()
+    # A model that is sorted may be given the scores that it was sorted by, which are not applied again.
+    start(tmp_path / "on", "--do_train", "--sampling_strategy", "sandwich", model_name_or_path=whole,
+          reorg_cache_model=whole / "movement_sparsity")  # fmt: skip
+    assert "The units of this model are in order of movement already" in caplog.text
+    with pytest.raises(ValueError, match="put in order of movement before, so scores from elsewhere do not belong"):
+        start(tmp_path / "off", "--do_train", "--sampling_strategy", "sandwich", model_name_or_path=whole,
+              reorg_cache_model=other_scores(whole, tmp_path))  # fmt: skip
+
+
+def other_scores(whole: Path, tmp_path: Path) -> Path:
+    folder = tmp_path / "other"
+    folder.mkdir()
+    scores = load_file(whole / "movement_sparsity" / "importance.safetensors")
+    with safe_open(whole / "movement_sparsity" / "importance.safetensors", "pt") as file:
+        save_file({name: -score for name, score in scores.items()}, folder / "importance.safetensors", file.metadata())
+    return folder
+
+
+def test_examples_of_the_search_take_no_part_in_the_importance(start, tmp_path, monkeypatch) -> None:
+    seen = []
+    train = MovementSparsityTrainer.train
+    monkeypatch.setattr(
+        MovementSparsityTrainer,
+        "train",
+        lambda self, **given: (seen.append(len(self.train_dataset)), train(self, **given)),
+    )
+    for split in ("0.25", "0.5"):
+        start(
+            tmp_path / split, "--do_train", "--only_generate_importance_weight", "--selection_split", split, *MOVEMENT
+        )
+    assert seen[0] * 2 == seen[1] * 3
 
 
 def test_a_trained_super_network_is_searched_in_its_generated_space(start, whole, tmp_path) -> None:
@@ -243,6 +289,19 @@ def test_a_configuration_drives_the_published_command(start, teacher, tmp_path) 
     assert [trial.sub_network.to_dict() for trial in progress.trials] == [t["sub_network"] for t in result["trials"]]
 
 
+def test_a_search_that_the_published_files_cannot_tell_ends_all_the_same(start, tmp_path, caplog) -> None:
+    search = {"algorithm": "NSGA2", "num_evals": 4, "population": 2, "acc_delta": 20, "ref_acc": -1,
+              "batchnorm_adaptation": {"num_bn_adaptation_samples": 0}}  # fmt: skip
+    sample = {"sample_size": [1, 12], "type": "long", "keyword": "input_ids"}
+    path = tmp_path / "search.json"
+    path.write_text(json.dumps({"input_info": [sample], "bootstrapNAS": {"search": search}}))
+    start(tmp_path / "out", "--do_train", "--sampling_strategy", "sandwich", "--search_space", "small", "--do_search",
+          "--nncf_config", str(path))  # fmt: skip
+    assert "not written in the published format as well" in caplog.text
+    assert len(read(tmp_path / "out" / "search", "result.json")["trials"]) == 4
+    assert (tmp_path / "out" / "extracted" / "config.json").is_file()
+
+
 def test_flags_win_over_the_configuration(start, tmp_path) -> None:
     path = config(tmp_path / "config.json")
     start(tmp_path / "out", "--do_train", "--do_search", "--nncf_config", path, "--num_samples", "4",
@@ -259,6 +318,7 @@ def test_flags_win_over_the_configuration(start, tmp_path) -> None:
         (("--kd_mode", "self_attention_distillation"), "kd_mode is 'self_attention_distillation'"),
         (("--kd_temperature", "0"), "kd_temperature is 0"),
         (("--reorg_cache_model", "nowhere", "--importance", "movement"), "nowhere"),
+        (("--reorg_cache_model", "nowhere"), "nowhere"),
         (("--unit_ranking", "best"), "unit_ranking is 'best'; choose one of all, kept, published"),
         (("--movement_warmup_end_epoch", "0.5"), "movement_warmup_start_epoch is 1"),
         (("--movement_num_train_epochs", "2", "--importance", "movement"), "num_train_epochs is 2, but the warm-up"),

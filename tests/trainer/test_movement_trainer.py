@@ -115,6 +115,22 @@ def test_a_run_goes_on_from_any_checkpoint_as_if_nothing_had_happened(steps: int
         ).read_text()
 
 
+def test_the_warm_up_may_begin_in_the_first_epoch(tmp_path) -> None:
+    model = zoo.without_dropout(zoo.build("bert"))
+    early = MovementSettings.for_model(model, warmup_start_epoch=0.5, warmup_end_epoch=1.0)
+    run = MovementSparsityTrainer(
+        model=model,
+        args=arguments(tmp_path),
+        settings=early,
+        train_dataset=rows(),
+        data_collator=default_data_collator,
+    )
+    run.train()
+    assert run.state.global_step == STEPS + 1 and run.sparsity.frozen
+    factors = [entry["importance_factor"] for entry in run.state.log_history if "importance_factor" in entry]
+    assert factors[:3] == [0, 0, 0] and factors[3:6] == sorted(factors[3:6]) and factors[5] > 0
+
+
 def test_scores_that_are_there_are_not_learnt_again(tmp_path) -> None:
     first = learn(tmp_path)
     before = (tmp_path / SCORES_FILE).stat().st_mtime_ns

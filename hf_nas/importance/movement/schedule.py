@@ -40,9 +40,15 @@ class MovementSchedule:
         """State the number of optimizer steps of one epoch, None while it is not known.
 
         Raises:
-            ValueError: if it is no number above 0, or another number was stated before.
+            ValueError: if it is no number above 0, another number was stated before, or the warm-up begins before the
+                steps are counted.
         """
         if steps is None:
+            if self._steps_per_epoch is None and self.settings.warmup_start_epoch < 1:
+                raise ValueError(
+                    f"Movement sparsity warms up from epoch {self.settings.warmup_start_epoch} on, before the steps "
+                    "of an epoch have been counted; give 'steps_per_epoch', or a 'warmup_start_epoch' of at least 1."
+                )
             return
         if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
             raise ValueError(f"An epoch is said to have {steps!r} optimizer steps; give a whole number above 0.")

@@ -53,8 +53,8 @@ class MovementSettings:
         init_importance_threshold: threshold at the start of the warm-up; by default a thousandth of the weights is
             below it then.
         final_importance_threshold: threshold at its end.
-        steps_per_epoch: optimizer steps of one epoch; by default they are counted in the first epoch, which needs a
-            `warmup_start_epoch` of at least 1.
+        steps_per_epoch: optimizer steps of one epoch; by default as many as the training tells, or as are counted in
+            the first epoch, which needs a `warmup_start_epoch` of at least 1.
         sparse_structure_by_scopes: grain of the scores of groups of layers; `"fine"` where none is given.
         ignored_scopes: layers without scores.
         target_scopes: the only layers with scores; by default all linear layers.
@@ -96,11 +96,6 @@ class MovementSettings:
             )
         if steps is not None and (steps != int(steps) or steps < 1):
             raise ValueError(f"Movement sparsity has the 'steps_per_epoch' {steps}; give a whole number above 0.")
-        if steps is None and start < 1:
-            raise ValueError(
-                f"Movement sparsity warms up from epoch {start} on, before the steps of an epoch have been counted; "
-                "give 'steps_per_epoch', or a 'warmup_start_epoch' of at least 1."
-            )
         if self.importance_regularization_factor < 0:
             raise ValueError(
                 "Movement sparsity has the 'importance_regularization_factor' "

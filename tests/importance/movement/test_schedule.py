@@ -34,6 +34,15 @@ def test_the_worked_schedule() -> None:
     assert ours.total_steps(4) == 13
 
 
+def test_a_warm_up_before_the_steps_are_counted_is_refused() -> None:
+    early = schedule(0.5, 2)
+    with pytest.raises(ValueError, match="give 'steps_per_epoch', or a 'warmup_start_epoch' of at least 1"):
+        early.tell_steps_per_epoch(None)
+    early.tell_steps_per_epoch(4)
+    early.tell_steps_per_epoch(None)
+    assert early.stage(1) is Stage.BEFORE and early.stage(2) is Stage.WARMUP
+
+
 def test_fractions_of_epochs_and_other_ends() -> None:
     ours = schedule(
         0, 0.5, steps_per_epoch=10, init_importance_threshold=-1.0, final_importance_threshold=1.0, power=1

@@ -167,7 +167,6 @@ def test_settings_of_nncf_survive_both_ways(caplog: pytest.LogCaptureFixture) ->
         ({"sparse_structure_by_scopes": {"mode": "fine"}}, "write a list of objects"),
         ({"sparse_structure_by_scopes": ["fine"]}, "an entry of 'sparse_structure_by_scopes' is 'fine'"),
         ({"ignored_scopes": 3}, "'ignored_scopes' is 3"),
-        ({"params": {"warmup_start_epoch": 0}}, "give 'steps_per_epoch', or a 'warmup_start_epoch' of at least 1"),
         ({"params": {"warmup_start_epoch": 3}}, "warms up from epoch 3 to epoch 3"),
         ({"params": {"warmup_start_epoch": -1, "steps_per_epoch": 5}}, "warms up from epoch -1"),
         ({"params": {"warmup_end_epoch": "3"}}, "the 'warmup_end_epoch' '3'; give a finite number"),
