@@ -125,7 +125,9 @@ class _Networks:
             target=target,
         )
 
-    def find(self, target: int, tolerance: float, bounds: tuple[float, float] | None) -> ThresholdNetwork:
+    def find(
+        self, target: int, tolerance: float, bounds: tuple[float, float] | None, may_miss: bool = False
+    ) -> ThresholdNetwork:
         allowed = _absolute(tolerance, self.full_size, "tolerance", may_be_zero=True)
         low, high = self._bounds() if bounds is None else _checked_bounds(bounds)
         largest, smallest = self._size_at(low), self._size_at(high)
@@ -140,6 +142,14 @@ class _Networks:
                 high, smallest = middle, size
             else:
                 low, largest = middle, size
+        if may_miss:
+            # Where many units go at one threshold there is nothing between.
+            nearest_threshold = low if largest - target < target - smallest else high
+            logger.info(
+                "No threshold leaves %d of %d; the nearest leaves %d.",
+                target, self.full_size, self._size_at(nearest_threshold),
+            )  # fmt: skip
+            return self.at(nearest_threshold, target)
         nearest = sorted({smallest, largest})
         raise ValueError(
             f"No threshold leaves {target} {_MEASURES[self._measure]} (within {allowed}): nearest that these scores "
@@ -285,7 +295,8 @@ def generate_space(
         count: number of sizes.
         sizes: all sizes, instead of the three arguments before.
         measure: `"macs"`, or `"parameters"` for those in the layers (`Parts.encoder()`).
-        tolerance: how far a size may be off, as a share of the full model or, above 1, a number.
+        tolerance: how far a size may be off, as a share of the full model or, above 1, a number. Between the largest
+            and the smallest, where no threshold gives a size, the nearest that there is stands for it.
         bounds: the interval of thresholds, by default that of the scores; EFTNAS has (-1, 1).
         discard_share: a sub-layer that keeps a smaller share of its units is skipped.
         width_multiple: numbers of neurons are rounded up to a multiple of it.
@@ -309,7 +320,9 @@ def generate_space(
         wanted = sorted(_absolute(size, full, "sizes") for size in sizes)
     if not wanted:
         raise ValueError("No sizes of sub-networks are given; give at least one, e.g. [0.5, 1.0].")
-    found = tuple(networks.find(target, tolerance, bounds) for target in wanted)
+    # The sizes between the two that were asked for are ours, so what is nearest will do.
+    between = range(1, len(wanted) - 1) if sizes is None else ()
+    found = tuple(networks.find(target, tolerance, bounds, index in between) for index, target in enumerate(wanted))
     return GeneratedSpace(CustomSpace(_specification(found, networks.structure), networks.structure), found)
 
 

@@ -169,6 +169,26 @@ def test_searches_hit_or_name_the_nearest() -> None:
         find_threshold(large, model, 0.5, 16, bounds=(-1, 1))
 
 
+def test_sizes_between_the_ends_are_as_near_as_there_are() -> None:
+    """All heads of an attention go at one threshold where a bias saves them until the last weight is gone."""
+    model, scores = bert()
+    equal = {
+        path: torch.full_like(each, 0.01) if "attention" in path else each for path, each in scores.weights.items()
+    }
+    tied = MovementScores(equal, {}, scores.shapes)
+    table = SizeTable(model)
+    full = table.macs(SubNetwork.full(table.structure), 16)
+    made = generate_space(tied, model, 16, smallest=0.1, count=9, tolerance=0.02)
+    assert [network.target for network in made.networks] == targets(full, round(0.1 * full), 9)
+    missed = [network for network in made.networks if abs(network.macs - network.target) > 0.02 * full]
+    assert missed and made.networks[0] not in missed and made.networks[-1] not in missed
+    sizes = {find_threshold(tied, model, network.macs, 16, tolerance=0).macs for network in made.networks}
+    for network in missed:
+        assert min(sizes, key=lambda size: abs(size - network.target)) == network.macs
+    with pytest.raises(ValueError, match="No threshold leaves"):
+        generate_space(tied, model, 16, sizes=[0.1, missed[0].target / full, 1.0], tolerance=0.02)
+
+
 def test_a_space_holds_the_networks_it_was_made_from() -> None:
     model, scores = bert()
     structure = describe(model)
