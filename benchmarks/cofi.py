@@ -5,9 +5,11 @@
     layers      the upper layers dropped, and the highest that stays narrowed so that the size is that of cofi
     magnitude   the heads and neurons of smallest magnitude pruned from all layers alike, down to the size of cofi
 
-The last two start from the fine-tuned model and are trained for as many epochs as cofi in all, with the same teacher,
-losses and learning rate. All sizes are the weights of attention and feed-forward networks. The speed-up over the dense
-model is what `hf-nas evaluate` measures. Finished runs are not repeated, so a killed benchmark continues.
+The last two start from the fine-tuned model, as cofi does unless told otherwise, and are trained for as many epochs as
+cofi in all, with the same teacher, losses and largest learning rate, which falls to nothing (twice in cofi: in the
+pruning, and in the fine-tuning after it). All sizes are the weights of attention and feed-forward networks. The
+speed-up over the dense model is what `hf-nas evaluate` measures. Finished runs are not repeated, so a killed benchmark
+continues.
 """
 
 import argparse
@@ -32,7 +34,7 @@ COMMON = (
     "--train_sampling_strategy group_by_length --per_device_train_batch_size 16 --per_device_eval_batch_size 64 "
     "--save_strategy epoch --save_total_limit 1 --logging_steps 20 --disable_tqdm True"
 )
-GATES = "--pruning_type structured_heads+structured_mlp+hidden+layer --do_final_finetune"
+GATES = "--do_final_finetune --final_finetune_scheduler_type linear"
 BASELINES = ("layers", "magnitude")
 
 
@@ -91,7 +93,10 @@ class Runs:
 
     @property
     def _distillation(self) -> str:
-        losses = {"layers": "--do_layer_distill", "logits": "--cache_teacher_logits"}[self.arguments.distillation]
+        losses = {
+            "layers": "--do_layer_distill --distill_loss_alpha 0.5 --distill_ce_loss_alpha 0.5",
+            "logits": "--cache_teacher_logits --distill_ce_loss_alpha 1",
+        }[self.arguments.distillation]
         return f"--do_distill {losses} --distillation_path {self.teacher}"
 
     def dense(self) -> Path:
@@ -103,11 +108,12 @@ class Runs:
         """Prune, and fine-tune what is left; the folder of the small model."""
         plan, folder = self.plan, self.folder("cofi", sparsity)
         schedule = (
-            f"--target_sparsity {sparsity} --num_train_epochs {plan.pruning} "
+            f"--pruning_type {self.arguments.kinds} --target_sparsity {sparsity} --num_train_epochs {plan.pruning} "
             f"--prepruning_finetune_epochs {plan.before} --lagrangian_warmup_epochs {plan.rising} "
             f"--reg_learning_rate {self.arguments.reg_learning_rate} --final_finetune_epochs {plan.after}"
         )
-        self._script(folder, self.arguments.model, f"{GATES} {schedule} {self._distillation}")
+        start = self.teacher if self.arguments.start == "dense" else self.arguments.model
+        self._script(folder, start, f"{GATES} {schedule} {self._distillation}")
         return folder / "finetuned"
 
     def baseline(self, way: str, sparsity: float, make: Callable[[PreTrainedModel, float], SubNetwork]) -> Path:
@@ -190,6 +196,9 @@ def main() -> None:
     parser.add_argument("--sparsities", nargs="+", type=float, default=[0.6, 0.95])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--distillation", choices=["layers", "logits"], default="layers", help="of all small models")
+    parser.add_argument("--start", choices=["dense", "pretrained"], default="dense", help="of cofi")
+    kinds = "structured_heads+structured_mlp+layer"
+    parser.add_argument("--kinds", default=kinds, help="of units, joined by '+'; published: hidden as well")
     parser.add_argument("--reg_learning_rate", type=float, default=0.05, help="of the gates; schedules are short")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads")
     parser.add_argument("--device", choices=["cpu", "default"], default="cpu")
