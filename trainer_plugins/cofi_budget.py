@@ -16,6 +16,7 @@ from trainer_plugins.cofi_arguments import BUDGETS
 LATENCY_FILE = "latency.json"
 # By so much more is asked for at least, and so many halvings find how little is enough.
 _STEP, _HALVINGS = 0.005, 8
+_ROUNDING = 1e-9
 
 
 @dataclass(frozen=True)
@@ -74,17 +75,17 @@ class PruningBudget:
         """
         if self.predict is None:
             return project(gates, self.costs, target)
-        values, realised = self._ask(gates, target)
-        too_little, enough = 0.0, target
+        most = self._most(gates)
+        too_little, enough = 0.0, min(target, most)
+        values, realised = self._ask(gates, enough)
         while realised < target:
-            too_little, enough = enough, enough + max(target - realised, _STEP)
-            try:
-                values, realised = self._ask(gates, enough)
-            except ValueError as error:
+            if enough >= most:
                 raise ValueError(
                     f"The target sparsity {target:g} cannot be met by pruning {', '.join(gates.kinds)}: the most they "
                     f"can do is {realised:.4f}; lower the target or prune more kinds of units."
-                ) from error
+                )
+            too_little, enough = enough, min(enough + max(target - realised, _STEP), most)
+            values, realised = self._ask(gates, enough)
         for _ in range(_HALVINGS):
             middle = (too_little + enough) / 2
             found, realised = self._ask(gates, middle)
@@ -93,6 +94,13 @@ class PruningBudget:
             else:
                 enough, values = middle, found
         return values
+
+    def _most(self, gates: UnitGates) -> float:
+        """What is gone by the costs when all gates are closed."""
+        own = gates.own_values()
+        # A sub-layer without units is closed as a whole.
+        closed = SubNetwork.of(gates.structure, dict.fromkeys((*own.units, *own.sub_layers)))
+        return self.costs.sparsity(closed) - _ROUNDING
 
     def _ask(self, gates: UnitGates, target: float) -> tuple[GateValues, float]:
         """The choice that meets a target by the costs, and what that is as measured."""
