@@ -106,8 +106,8 @@ def check_unread_by_heads(pruning: PruningArguments, method: str) -> None:
     for name in _changed(pruning):
         if name not in _OF_HEADS:
             raise ValueError(
-                f"--{name} belongs to --pruning_type; with {method} a teacher is given by --kd_teacher_model alone, "
-                "so leave it out."
+                f"--{name} belongs to --pruning_type; with {method} nothing reads it, so leave it out (a teacher is "
+                "given by --kd_teacher_model)."
             )
     _check_read(pruning, ("do_final_finetune",))
 
@@ -204,14 +204,12 @@ def _check_unused(pruning: PruningArguments, allowed: Collection[str]) -> None:
     """Without a pruning, these would do nothing."""
     for name in _changed(pruning):
         if name not in allowed:
-            instead = {"scheduler_type": "--lr_scheduler_type", "gate_temperature": "--temperature"}.get(name)
+            other = "a teacher for a plain fine-tuning is given by --kd_teacher_model"
+            if name == "scheduler_type":
+                other = "--lr_scheduler_type is for any training"
             raise ValueError(
                 f"--{name} belongs to a pruning; add --pruning_type or --pretrained_pruned_model, or leave it out "
-                + (
-                    f"({instead} is for any training)."
-                    if instead
-                    else "(a teacher for a plain fine-tuning is given by --kd_teacher_model)."
-                )
+                f"({other})."
             )
 
 

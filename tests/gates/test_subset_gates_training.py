@@ -1,16 +1,14 @@
 """Training with an exact budget: temperature, draws, what w learns, several processes."""
 
-import json
-
 import pytest
 import torch
 from torch import nn
 
-from hf_nas.files import write_json
 from hf_nas.gates import CostBudget, GateValues, SubsetGates, TemperatureSchedule, UnitGates
 from hf_nas.profiling import parameter_costs
 from tests import zoo
 from tests.gates.test_subset_gates import SCHEDULE, flat, make, set_w
+from tests.gates.two_processes import assert_same
 
 
 def test_the_temperature_counts_optimizer_steps_in_which_gates_act() -> None:
@@ -147,30 +145,10 @@ def test_gradient_checkpointing_recomputes_with_the_same_draw() -> None:
     assert torch.allclose(*gradients, rtol=1e-4, atol=1e-8)
 
 
-def run_process(rank: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
-    torch.manual_seed(rank)
-    model = zoo.without_dropout(zoo.build("bert"))
-    gates = make(model, 4)
-    model.unit_gates = gates
-    wrapped = nn.parallel.DistributedDataParallel(model).train()
-    optimizer = torch.optim.SGD([gates.parameter_group(1.0)])
-    drawn = []
-    for _ in range(3):
-        inputs = zoo.inputs_for(model, labels=True)
-        inputs["labels"] = (inputs["labels"] + rank) % 3
-        wrapped(**inputs).loss.backward()
-        drawn.append(flat(gates.current).tolist())
-        optimizer.step()
-        gates.clamp()
-    write_json(f"{folder}/{rank}.json", {"drawn": drawn, "w": gates.w.tolist(), "temperature": gates.temperature})
-    torch.distributed.destroy_process_group()
+def attach(model: nn.Module) -> SubsetGates:
+    return make(model, 4)
 
 
 @pytest.mark.slow
 def test_two_processes_draw_and_learn_the_same_gates(tmp_path) -> None:
-    torch.multiprocessing.spawn(run_process, args=(str(tmp_path),), nprocs=2)
-    first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2))
-    assert first == second
-    assert first["drawn"][0] != first["drawn"][1]
+    assert_same(tmp_path, attach)

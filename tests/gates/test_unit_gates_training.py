@@ -1,16 +1,14 @@
 """Training with gates of five kinds of units: what is drawn, what gets a gradient, several processes, compilation."""
 
-import json
-
 import pytest
 import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
-from hf_nas.files import write_json
 from hf_nas.gates import KINDS, GateValues, UnitGates
 from tests import zoo
 from tests.gates.test_unit_gates import WITHOUT_HIDDEN, assert_close, set_logits
+from tests.gates.two_processes import assert_same
 
 
 def test_a_training_pass_draws_once_and_evaluation_is_deterministic() -> None:
@@ -116,36 +114,15 @@ def test_nothing_depends_on_a_value(training: bool) -> None:
     assert isinstance(result.logits, FakeTensor) and isinstance(gates.current.hidden, FakeTensor)
 
 
-def run_process(rank: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
-    torch.manual_seed(rank)
-    model = zoo.without_dropout(zoo.build("bert"))
+def attach(model: nn.Module) -> UnitGates:
     gates = UnitGates(model)
     set_logits(gates, 0)
-    model.unit_gates = gates
-    wrapped = nn.parallel.DistributedDataParallel(model).train()
-    optimizer = torch.optim.SGD([gates.parameter_group(1.0)])
-    drawn = []
-    for _ in range(3):
-        inputs = zoo.inputs_for(model, labels=True)
-        inputs["labels"] = (inputs["labels"] + rank) % 3
-        wrapped(**inputs).loss.backward()
-        drawn.append(torch.cat(list(gates.current.units.values())).tolist())
-        optimizer.step()
-        gates.clamp()
-    model.eval()
-    logits = torch.cat([parameter.detach() for parameter in gates.parameters()]).tolist()
-    write_json(f"{folder}/{rank}.json", {"drawn": drawn, "logits": logits})
-    torch.distributed.destroy_process_group()
+    return gates
 
 
 @pytest.mark.slow
 def test_two_processes_draw_and_learn_the_same_gates(tmp_path) -> None:
-    torch.multiprocessing.spawn(run_process, args=(str(tmp_path),), nprocs=2)
-    first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2))
-    assert first == second
-    assert first["drawn"][0] != first["drawn"][1]
+    assert_same(tmp_path, attach)
 
 
 def test_a_closed_sub_layer_gives_its_weights_no_gradient() -> None:
