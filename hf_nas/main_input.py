@@ -8,10 +8,11 @@ import numpy as np
 from transformers import PreTrainedModel
 
 
-__all__ = ["MainInput", "image_tokens"]
+__all__ = ["MainInput", "image_tokens", "mean_lengths"]
 
 TOKENS = "input_ids"
 IMAGES = "pixel_values"
+_NO_LABEL = -100
 # How a row gets what it lacks.
 _ADVICE = {TOKENS: "tokenise it first", IMAGES: "pass its images through the image processor first"}
 
@@ -79,6 +80,26 @@ class MainInput:
                 f"A {self.reader} reads {self.tokens} tokens, not {sequence_length}; give the sequence_length "
                 f"{self.tokens}."
             )
+
+
+def mean_lengths(model: PreTrainedModel, rows: Sequence[Mapping[str, Any]]) -> tuple[int, int | None]:
+    """Mean numbers of tokens that the layers of a model compute on for one row.
+
+    Args:
+        model: that reads the rows.
+        rows: with the main input, and with `labels` if the model writes texts.
+
+    Returns:
+        That of the main input, and of the texts to write where an encoder-decoder does; labels of -100 do not count.
+
+    Raises:
+        ValueError: as [`MainInput.tokens_of`] does.
+    """
+    length = MainInput.of(model).mean_tokens(rows)
+    if not model.config.is_encoder_decoder or not np.ndim(rows[0].get("labels", 0)):
+        return length, None
+    written = [int(np.sum(np.asarray(rows[index]["labels"]) != _NO_LABEL)) for index in range(len(rows))]
+    return length, max(1, round(float(np.mean(written))))
 
 
 def image_tokens(model: PreTrainedModel) -> int:

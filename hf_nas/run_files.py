@@ -11,10 +11,13 @@ __all__ = [
     "CONFIG_FILE",
     "EVALUATION_FILE",
     "FINETUNED_FOLDER",
+    "MOVEMENT_FOLDER",
     "PRUNED_FOLDER",
     "PRUNING_FILE",
     "PRUNING_FOLDER",
     "RUN_FILE",
+    "SCORES_FILE",
+    "SPACE_FILE",
     "STATE_FILE",
     "guarded",
     "metrics_in",
@@ -27,6 +30,8 @@ CONFIG_FILE, STATE_FILE, RUN_FILE, PRUNING_FILE, EVALUATION_FILE = (
 )  # fmt: skip
 # A pruning is trained, extracted and fine-tuned in folders of its own.
 PRUNING_FOLDER, PRUNED_FOLDER, FINETUNED_FOLDER = "pruning", "pruned", "finetuned"
+# Before a super-network is trained, its importance is learnt in a folder of its own, and its space generated.
+MOVEMENT_FOLDER, SCORES_FILE, SPACE_FILE = "movement_sparsity", "importance.safetensors", "search_space.json"
 # What Trainer adds to metrics says nothing about the model.
 _NO_METRICS = ("_runtime", "_per_second", "_time", "_samples")
 _OTHER_SHAPE = (KeyError, TypeError, AttributeError, IndexError)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import BertForMultipleChoice
 
-from hf_nas.main_input import MainInput, image_tokens
+from hf_nas.main_input import MainInput, image_tokens, mean_lengths
 from hf_nas.profiling import SizeTable, mac_costs
 from hf_nas.subnetwork import SubNetwork
 from tests import zoo
@@ -59,6 +59,16 @@ def test_images_have_the_tokens_of_the_configuration_and_are_not_looked_at() -> 
         image_tokens(zoo.build("bert"))
     with pytest.raises(ValueError, match="for images of 8 x 12 reads 13 tokens, not 128; give the sequence_length 13"):
         main_input.check_length(128)
+
+
+def test_texts_to_write_have_a_length_of_their_own() -> None:
+    rows = [
+        {"input_ids": [5] * 4, "labels": [6] * 2 + [-100] * 3},
+        {"input_ids": [5] * 8, "labels": [6] * 9},
+    ]
+    assert mean_lengths(zoo.build("bart"), rows) == (6, 6)  # (2 + 9) / 2, rounded
+    assert mean_lengths(zoo.build("bert"), [{**row, "labels": 1} for row in rows]) == (6, None)
+    assert mean_lengths(zoo.build("bart"), [{**row, "labels": 1} for row in rows]) == (6, None)
 
 
 def test_rows_that_lack_the_input_are_refused() -> None:

@@ -11,11 +11,12 @@ from trainer_plugins.checks import check_arguments
 from trainer_plugins.cofi import run_pruning
 from trainer_plugins.cofi_arguments import PruningArguments
 from trainer_plugins.distilling_trainer import DistillingTrainer
-from trainer_plugins.eftnas import SuperNetworkPlan, apply_config, plan_super_network
+from trainer_plugins.eftnas import SuperNetworkPlan, plan_super_network
 from trainer_plugins.head_pruning import run_head_pruning
 from trainer_plugins.head_pruning_arguments import HeadPruningArguments
 from trainer_plugins.layer_distilling_trainer import LayerDistillingTrainer
 from trainer_plugins.movement_trainer import MovementSparsityCallback, MovementSparsityTrainer, learn_importance
+from trainer_plugins.nncf_flags import apply_config
 from trainer_plugins.pruning_run import PruningOutcome
 from trainer_plugins.pruning_schedule import PruningSchedule
 from trainer_plugins.pruning_tasks import QuestionAnsweringPruningTrainer, TranslationPruningTrainer

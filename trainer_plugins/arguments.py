@@ -1,5 +1,6 @@
 """Argument dataclasses for `HfArgumentParser`. Names and defaults follow the published scripts."""
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
 
 from hf_nas.nncf_config import NncfConfig
@@ -100,7 +101,8 @@ class EftnasArguments:
         default=None,
         metadata={
             "help": "Epochs over which the learning rate of movement sparsity falls to 0; it stops after the warm-up. "
-            "Default: twice the end of the warm-up, as published."
+            "Default: twice the end of the warm-up, as published (with --only_generate_importance_weight "
+            "--num_train_epochs, if that is given)."
         },
     )
     importance_regularization_factor: float = field(
@@ -283,7 +285,23 @@ class NasArguments:
         """Whether examples are held out of the training to compare sub-networks on."""
         return self.is_elastic or self.search.do_search or self.eftnas.only_generate_importance_weight
 
-    def metric_name(self, default: str) -> str:
-        """The metric by which sub-networks are compared: the configuration's, or the task's."""
+    def metric_name(self, default: str, known: Collection[str] = ()) -> str:
+        """The metric by which sub-networks are compared: the configuration's, or the task's.
+
+        Args:
+            default: the task's.
+            known: all that the task has, as far as that is known.
+
+        Raises:
+            ValueError: if the configuration names another one.
+        """
         named = self.config.search.eval_metric_name if self.config is not None and self.config.search else None
-        return default if named is None else named.removeprefix("eval_")
+        if named is None:
+            return default
+        name = named.removeprefix("eval_")
+        if known and name not in known:
+            raise ValueError(
+                f"{self.config.source} searches by the 'eval_metric_name' {named!r}, which the task does not have; "
+                f"choose one of {', '.join(known)}, or remove it."
+            )
+        return name

@@ -19,7 +19,9 @@ from hf_nas.space import SearchSpace, get_sampler, get_search_space
 from hf_nas.structures import describe
 from trainer_plugins.arguments import DistillationArguments, EftnasArguments, NasArguments, SearchArguments
 from trainer_plugins.cofi_checks import check_prunable
+from trainer_plugins.eftnas import stages_of
 from trainer_plugins.head_pruning_checks import check_fine_tuned, check_heads
+from trainer_plugins.staged_training import check_order
 
 
 NAS_TYPES = ("weight_sharing", "standard")
@@ -70,7 +72,12 @@ def _check_super_network(nas: NasArguments, model: PreTrainedModel) -> SearchSpa
     arguments = nas.super_network
     structure = describe(model)
     space = None
-    if arguments.search_space != "generated" and (nas.config is None or nas.config.training is None):
+    if nas.config is not None and nas.config.training is not None:
+        # All that can be said before the importance is learnt, which may take hours.
+        check_order(nas.config.training.schedule)
+        if arguments.search_space != "generated":
+            stages_of(nas, model, None)
+    elif arguments.search_space != "generated":
         space = get_search_space(arguments.search_space, structure)
         get_sampler(arguments.sub_network_sampling, space, lambda sub_network: 0.0)
     if arguments.sampling_strategy is not None:

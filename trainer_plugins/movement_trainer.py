@@ -13,12 +13,11 @@ from transformers.trainer_callback import ExportableState
 from transformers.trainer_utils import get_last_checkpoint
 
 from hf_nas.importance.movement import MovementScores, MovementSettings, MovementSparsity
+from hf_nas.run_files import SCORES_FILE
 from trainer_plugins.distilling_trainer import DistillingTrainer
 
 
 logger = logging.getLogger(__name__)
-
-SCORES_FILE = "importance.safetensors"
 
 
 class MovementSparsityCallback(TrainerCallback, ExportableState):
@@ -49,6 +48,8 @@ class MovementSparsityCallback(TrainerCallback, ExportableState):
         if state.global_step > 0:
             saved = state.stateful_callbacks[type(self).__name__]
             self.sparsity.load_state_dict(saved["attributes"]["sparsity"])
+            # What was counted before the kill; the end of a later epoch would count all epochs up to it.
+            self._steps_per_epoch = self._steps_per_epoch or self.sparsity.schedule.steps_per_epoch
 
     def on_step_begin(self, args, state, control, **kwargs) -> None:
         """Set threshold and regularisation of the step."""
@@ -58,6 +59,8 @@ class MovementSparsityCallback(TrainerCallback, ExportableState):
         """From now on the number of steps is known in any case."""
         if self._steps_per_epoch is None:
             self._steps_per_epoch = state.global_step
+            # A checkpoint that is written now has it too.
+            self.sparsity.schedule.tell_steps_per_epoch(self._steps_per_epoch)
 
     def on_step_end(self, args, state, control, **kwargs) -> None:
         """Stop once the scores are final."""
@@ -121,8 +124,8 @@ def learn_importance(
 ) -> MovementScores:
     """Learn movement scores, or read them if they were learnt into this folder before.
 
-    Writes `importance.safetensors` and `structured_sparsity.csv` (which units the scores keep at threshold 0, in the
-    layout of NNCF) into the folder. A run that was killed goes on from its last checkpoint, which is there too.
+    Writes `importance.safetensors` and `structured_sparsity.csv` (which units the scores keep at the final threshold,
+    in the layout of NNCF) into the folder. A run that was killed goes on from its last checkpoint, which is there too.
 
     Args:
         model_init: makes the pretrained model; its weights are thrown away in the end.

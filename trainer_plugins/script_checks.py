@@ -9,6 +9,7 @@ from trainer_plugins.arguments import NasArguments
 from trainer_plugins.checks import NAS_TYPES
 from trainer_plugins.cofi_checks import check_pruning
 from trainer_plugins.head_pruning_checks import check_head_pruning
+from trainer_plugins.staged_training import check_length
 
 
 def needed_splits(
@@ -38,8 +39,7 @@ def needed_splits(
     if is_standard_nas(nas):
         _check_standard_nas(training, nas)
         return ["train", "validation"]
-    if nas.eftnas.only_generate_importance_weight and not training.do_train:
-        raise ValueError("--only_generate_importance_weight learns the importance in a training; add --do_train.")
+    _check_importance(training, nas)
     orders_heads = nas.heads.is_active and not nas.heads.trains_gates
     if not (training.do_train or training.do_eval or training.do_predict or search.do_search or orders_heads):
         raise ValueError("There is nothing to do; add --do_train, --do_eval, --do_predict or --do_search.")
@@ -65,6 +65,20 @@ def needed_splits(
 def is_standard_nas(nas: NasArguments) -> bool:
     """Whether a search fine-tunes every candidate on its own, so that there is no training before it."""
     return nas.search.do_search and nas.search.nas_type == "standard"
+
+
+def _check_importance(training: TrainingArguments, nas: NasArguments) -> None:
+    """Refuse lengths that importance and stages, which have their own, would pass over."""
+    if nas.eftnas.only_generate_importance_weight:
+        if not training.do_train:
+            raise ValueError("--only_generate_importance_weight learns the importance in a training; add --do_train.")
+        if training.max_steps > 0:
+            raise ValueError(
+                f"--max_steps is {training.max_steps}, but movement sparsity ends with its warm-up; leave it out, and "
+                "give --movement_warmup_end_epoch and --movement_num_train_epochs."
+            )
+    elif nas.is_elastic and training.do_train and nas.config is not None and nas.config.training is not None:
+        check_length(nas.config.training.schedule, training)
 
 
 def _check_standard_nas(training: TrainingArguments, nas: NasArguments) -> None:

@@ -11,7 +11,7 @@ from tqdm.auto import tqdm
 
 from hf_nas.extraction import extract, save_extracted
 from hf_nas.importance import get_importance
-from hf_nas.main_input import MainInput
+from hf_nas.main_input import mean_lengths
 from hf_nas.nncf_config import NncfConfig
 from hf_nas.profiling import SizeTable
 from hf_nas.report import RelativeSizes, SearchOutcome, fully_evaluated, hand_over
@@ -19,9 +19,10 @@ from hf_nas.search import Evaluated, SearchResult, is_allowed, search, write_old
 from hf_nas.search.additive import unit_costs
 from hf_nas.space import SearchSpace
 from trainer_plugins.arguments import SearchArguments
-from trainer_plugins.eftnas import old_groups, published_search
+from trainer_plugins.eftnas import old_groups
 from trainer_plugins.followers import Followers
 from trainer_plugins.goals import SearchGoals, search_goals
+from trainer_plugins.nncf_flags import published_search
 from trainer_plugins.super_network_trainer import SuperNetworkTrainer
 from trainer_plugins.task_evaluation import (
     ComputeMetrics,
@@ -65,7 +66,8 @@ def run_search(
         trainer: holds the trained super-network.
         search_arguments: method, budget, objectives and how to choose. A limit on a size limits both what is searched
             and what is chosen; the largest sub-network is then evaluated beside the search, for comparison.
-        config: an NNCF configuration, whose length of the input MACs are counted for, and whose files are written.
+        config: an NNCF configuration, for whose lengths of the inputs MACs are counted, and whose files are written,
+            into its `log_dir` if it has one. Without one the lengths are the means of the selection set.
         selection_dataset: rows on which sub-networks are compared, as the model reads them: texts tokenised, images as
             `pixel_values`.
         compute_metrics: as with `Trainer`; may be left out if every data set comes as `ScoredRows`.
@@ -138,10 +140,10 @@ def _search(
 ) -> SearchOutcome:
     folder = output_dir / "search"
     model, space, selection = trainer.create_super_network().model, trainer.searched_space(), task.datasets[None]
-    length = MainInput.of(model).mean_tokens(selection.rows) if config is None else config.sequence_length
+    lengths = config.lengths if config is not None else mean_lengths(model, selection.rows)
     goals = search_goals(
         model, space, arguments, metric_name=task.metric_name, greater_is_better=task.greater_is_better,
-        metric_scale=task.metric_scale, sequence_length=length, folder=folder,
+        metric_scale=task.metric_scale, sequence_length=lengths[0], decoder_length=lengths[1], folder=folder,
     )  # fmt: skip
     evaluate = SelectionEvaluator(followers)
     reference = None
@@ -198,18 +200,18 @@ def _search(
         reference=reference,
     )
     if config is not None and task.greater_is_better:
-        _write_old_files(folder, result, space, goals.sizes, task)
+        _write_old_files(folder if config.log_dir is None else Path(config.log_dir), result, space, goals.sizes, task)
     return outcome
 
 
 def _write_old_files(
     folder: Path, result: SearchResult, space: SearchSpace, sizes: RelativeSizes, task: SearchTask
 ) -> None:
-    macs = partial(sizes.table.macs, sequence_length=sizes.sequence_length)
+    folder.mkdir(parents=True, exist_ok=True)
     try:
         write_old_files(
             folder, fully_evaluated(result), old_groups(space), metric_name=task.metric_name,
-            metric_scale=task.metric_scale, macs=macs,
+            metric_scale=task.metric_scale, macs=sizes.macs,
         )  # fmt: skip
     except ValueError as error:
         # The published files number widths of sub-layers, which not every space consists of.

@@ -30,18 +30,13 @@ class StagedTraining:
         ValueError: for a stage that would sort the units by scores of their first order again and again.
     """
 
-    def __post_init__(self):
-        first = self.schedule.stages[0]
-        if first.reorg_interval is not None and first.reorg_interval < first.epochs:
-            raise ValueError(
-                f"'reorg_interval' is {first.reorg_interval}, but the importance is learnt once, before the training, "
-                f"for the first order of the units; choose {first.epochs} or more, or leave it out."
-            )
-
     schedule: StageSchedule
     spaces: tuple[SearchSpace, ...]
     norm: Callable[[PreTrainedModel, ModelStructure], dict[str, torch.Tensor]] = magnitude
     compat: bool = False
+
+    def __post_init__(self):
+        check_order(self.schedule)
 
     def set_length(self, arguments: TrainingArguments) -> None:
         """Let the training take as many epochs as the stages do.
@@ -49,11 +44,7 @@ class StagedTraining:
         Raises:
             ValueError: if it is limited to a number of steps.
         """
-        if arguments.max_steps > 0:
-            raise ValueError(
-                f"max_steps is {arguments.max_steps}, but the stages of the configuration say how long the training "
-                f"takes ({self.schedule.total_epochs} epochs); leave max_steps out."
-            )
+        check_length(self.schedule, arguments)
         arguments.num_train_epochs = float(self.schedule.total_epochs)
 
     def steps_per_epoch(self, max_steps: int) -> int:
@@ -81,6 +72,33 @@ class StagedTraining:
             return self.schedule.learning_rate(min(step, max_steps), steps_per_epoch, compat=self.compat)
 
         return LambdaLR(optimizer, learning_rate)
+
+
+def check_order(schedule: StageSchedule) -> None:
+    """Refuse a first stage that would sort the units again.
+
+    Raises:
+        ValueError: that says so.
+    """
+    first = schedule.stages[0]
+    if first.reorg_interval is not None and first.reorg_interval < first.epochs:
+        raise ValueError(
+            f"'reorg_interval' is {first.reorg_interval}, but the importance is learnt once, before the training, "
+            f"for the first order of the units; choose {first.epochs} or more, or leave it out."
+        )
+
+
+def check_length(schedule: StageSchedule, arguments: TrainingArguments) -> None:
+    """Refuse a number of steps for a training whose stages say how long it takes.
+
+    Raises:
+        ValueError: that says so.
+    """
+    if arguments.max_steps > 0:
+        raise ValueError(
+            f"max_steps is {arguments.max_steps}, but the stages of the configuration say how long the training "
+            f"takes ({schedule.total_epochs} epochs); leave max_steps out."
+        )
 
 
 class PublishedAdamW(AdamW):

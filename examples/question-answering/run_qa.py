@@ -61,6 +61,8 @@ check_min_version("5.14.0")
 logger = logging.getLogger(__name__)
 
 METRICS = Path(__file__).resolve().parent / "metrics"
+# Those by which a search may go, of SQuAD 1.1 and 2.
+METRIC_NAMES = (("exact_match", "f1"), ("exact", "f1", "best_exact", "best_f1"))
 
 
 def load_model(arguments: ModelArguments, source: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -109,6 +111,13 @@ class Questions:
         return [{"id": name, "answers": answers} for name, answers in zip(self.ids, self.examples["answers"])]
 
     @cached_property
+    def digest(self) -> str:
+        """What scores depend on beside the windows."""
+        settings = self.settings
+        fixed = [self.references, settings.n_best_size, settings.max_answer_length, settings.null_score_diff_threshold]
+        return hashlib.blake2b(json.dumps(fixed).encode(), digest_size=16).hexdigest()
+
+    @cached_property
     def reader(self) -> SpanReader:
         """Finds answers in logits."""
         settings = self.settings
@@ -133,10 +142,9 @@ class Questions:
 
     def scored(self, compute_metrics: Callable[[EvalPrediction], dict[str, float]]) -> ScoredRows:
         """For a search."""
-        settings = self.settings
-        fixed = [self.references, settings.n_best_size, settings.max_answer_length, settings.null_score_diff_threshold]
-        digest = hashlib.blake2b(json.dumps(fixed).encode(), digest_size=16).hexdigest()
-        return ScoredRows(self.inputs, lambda prediction: compute_metrics(self.answer(prediction.predictions)), digest)
+        return ScoredRows(
+            self.inputs, lambda prediction: compute_metrics(self.answer(prediction.predictions)), self.digest
+        )
 
 
 def metrics_of(
@@ -169,7 +177,8 @@ def main() -> None:
     model, tokenizer = load_model(model_args, run.source)
 
     # NAS 2 of 4: check the arguments; split the set off on which sub-networks are compared; train a super-network.
-    check_arguments(nas, model, metric_name=nas.metric_name("f1"))
+    metric_name = nas.metric_name("f1", METRIC_NAMES[data_args.version_2_with_negative])
+    check_arguments(nas, model, metric_name=metric_name)
     train_examples, selection_examples = hold_out(nas, data.train, split_selection, data_args.dataset_seed)
     # End of NAS 2 of 4.
 
@@ -257,7 +266,7 @@ def main() -> None:
             nas.search,
             config=nas.config,
             selection_dataset=selection.scored(compute_metrics),
-            metric_name=nas.metric_name("f1"),
+            metric_name=metric_name,
             metric_scale=100.0,
             predictions=span_logits,
             report_datasets={"validation": validation.scored(compute_metrics)},

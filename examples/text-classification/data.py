@@ -43,6 +43,8 @@ def glue_task(name: str, columns: tuple[str, ...], labels: tuple[str, ...], metr
     return Task(columns, labels, metric, hub=("nyu-mll/glue", name), **other)
 
 
+# In GLUE these come in pairs, with their mean.
+PAIRED = {"f1": "accuracy", "spearmanr": "pearson"}
 ENTAILMENT = ("entailment", "not_entailment")
 TASKS = {
     "cola": glue_task("cola", ("sentence",), ("unacceptable", "acceptable"), "matthews_correlation"),
@@ -102,6 +104,12 @@ class TextData:
     @property
     def greater_is_better(self) -> bool:
         return self.search_metric != "mse"
+
+    @property
+    def metric_names(self) -> tuple[str, ...]:
+        """All that the metric of the task gives."""
+        other = PAIRED.get(self.search_metric)
+        return (self.search_metric, other, "combined_score") if other else (self.search_metric,)
 
 
 def load_data(

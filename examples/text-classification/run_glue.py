@@ -134,7 +134,7 @@ def main() -> None:
     model, tokenizer, order = load_model(model_args, run.source, data)
 
     # NAS 2 of 4: check the arguments; split the set off on which sub-networks are compared; train a super-network.
-    metric_name = nas.metric_name(data.search_metric)
+    metric_name = nas.metric_name(data.search_metric, data.metric_names)
     check_arguments(nas, model, metric_name=metric_name, greater_is_better=data.greater_is_better)
     train_dataset, selection_dataset = hold_out(nas, data.train, split_selection, data_args.dataset_seed)
     # End of NAS 2 of 4.

@@ -48,13 +48,17 @@ def run(arguments: argparse.Namespace) -> None:
         raise ValueError(
             f"--target_config {str(target)!r} is the source; give another file, its comments would be lost."
         )
+    if target.is_dir():
+        raise ValueError(f"--target_config {str(target)!r} is a folder; give the path of the file to write.")
     config = NncfConfig.load(source)
     model = build_without_weights(arguments.model_name_or_path, config.model_class)
-    length = arguments.sequence_length if arguments.sequence_length is not None else config.sequence_length
+    given = arguments.sequence_length
+    lengths = config.lengths if given is None else (given, None)
     generated = generate_space(
         MovementScores.load(arguments.importance_weight_dir, model),
         model,
-        length,
+        lengths[0],
+        decoder_length=lengths[1],
         largest=_size(arguments.largest),
         smallest=_size(arguments.smallest),
         count=arguments.count,
@@ -64,7 +68,7 @@ def run(arguments: argparse.Namespace) -> None:
     write(with_space(config, generated.space, model), target)
     print(_networks(generated))
     print()
-    print(table(describe_space(generated.space, model, length)))
+    print(table(describe_space(generated.space, model, *lengths)))
     print(f"\nWritten to {target}.")
 
 

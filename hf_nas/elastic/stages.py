@@ -169,10 +169,6 @@ class Stage:
         """
         return step - step % self.sample_rate
 
-    def reorders(self, epoch: int) -> bool:
-        """Whether the units are sorted by importance before this epoch, if it is one of the first stage."""
-        return epoch % (self.reorg_interval or self.epochs + 1) == 0
-
 
 @dataclass(frozen=True)
 class GlobalLearningRate:
@@ -180,7 +176,7 @@ class GlobalLearningRate:
 
     Args:
         base_lr: at the beginning of the cosine.
-        num_epochs: length of the cosine, by default all that is left after the warm-up.
+        num_epochs: length of the cosine, by default what the warm-up leaves (as published: the whole training).
         warmup_epochs: length of the warm-up.
         warmup_lr: from which the warm-up starts.
 
@@ -348,7 +344,8 @@ class StageSchedule:
             # The published warm-up is one step ahead of its counter.
             done = (step + compat) / warm_up
             return rates.warmup_lr + done * (rates.base_lr - rates.warmup_lr)
-        epochs = rates.num_epochs or max(self.total_epochs - rates.warmup_epochs, 1)
+        own = self.total_epochs if compat else max(self.total_epochs - rates.warmup_epochs, 1)
+        epochs = rates.num_epochs or own
         return _cosine(rates.base_lr, step - warm_up, epochs * steps_per_epoch)
 
 

@@ -1,7 +1,7 @@
 """A configuration file of NNCF 2.x with the additions of EFTNAS, as a value.
 
 NNCF 3 has neither movement sparsity nor BootstrapNAS any more; the files that configured them keep working here. Every
-key is honoured, or refused by name with the reason: none is lost without a word.
+key is honoured, or refused by name with the reason; the few that cannot matter here are said to have no effect.
 """
 
 import logging
@@ -178,6 +178,12 @@ class NncfConfig:
     def sequence_length(self) -> int:
         """Tokens of the (encoder's) input."""
         return next((info for info in self.input_info if not info.of_decoder), self.input_info[0]).sequence_length
+
+    @property
+    def lengths(self) -> tuple[int, int | None]:
+        """Tokens of the input, and of the decoder's where that has a length of its own."""
+        own = next((info.sequence_length for info in self.input_info if info.of_decoder), None)
+        return self.sequence_length, own
 
     @property
     def model_class(self) -> str | None:

@@ -128,21 +128,26 @@ def describe_config(
     stage = config.training.schedule.stages[-1] if config.training else None
     if stage is not None and ignore_width_indicator:
         stage = replace(stage, width_indicator=-1)
-    return describe_space(nncf_space(config, model, stage), model, sequence_length or config.sequence_length)
+    lengths = config.lengths if sequence_length is None else (sequence_length,)
+    return describe_space(nncf_space(config, model, stage), model, *lengths)
 
 
-def describe_space(space: SearchSpace, model: PreTrainedModel, sequence_length: int) -> SpaceDescription:
+def describe_space(
+    space: SearchSpace, model: PreTrainedModel, sequence_length: int, decoder_length: int | None = None
+) -> SpaceDescription:
     """The numbers of any search space.
 
     Args:
         space: of this model.
         model: on any device, the meta device included.
         sequence_length: tokens at which operations are counted.
+        decoder_length: tokens of the decoder of an encoder-decoder, by default the same.
     """
     sizes, choices = SizeTable(model), choices_of(space)
 
     def cost(sub_network: SubNetwork) -> Cost:
-        return Cost(sizes.macs(sub_network, sequence_length), sizes.parameters(sub_network, _WEIGHTS))
+        macs = sizes.macs(sub_network, sequence_length, decoder_length)
+        return Cost(macs, sizes.parameters(sub_network, _WEIGHTS))
 
     return SpaceDescription(
         name=space.name,

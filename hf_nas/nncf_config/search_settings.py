@@ -36,8 +36,8 @@ class SearchSettings:
         mutation_eta: distribution index of the polynomial mutation.
         acc_delta: drop of the metric below the reference that the best sub-network may have, in percent.
         ref_acc: reference metric in percent; -1: none given.
-        eval_metric_name: metric that is searched, e.g. "eval_f1"; None: the task's (accuracy in classification, F1
-            in question answering).
+        eval_metric_name: metric that is searched, e.g. "eval_f1"; None: the one that the script searches the task
+            by (the published scripts take the accuracy in classification, F1 in question answering).
         bn_adaptation_samples: samples to adapt the statistics of BatchNorm layers with, which these models lack.
     """
 

@@ -13,6 +13,7 @@ from hf_nas.graph_names import graph_name
 from hf_nas.nncf_config.config import NncfConfig, TrainingSettings
 from hf_nas.nncf_config.describe import choices_of
 from hf_nas.nncf_config.elasticity import Block
+from hf_nas.nncf_config.nodes import ModelNodes
 from hf_nas.space import CustomSpace
 from hf_nas.structures import ModelStructure, SubLayer, describe
 
@@ -62,8 +63,8 @@ def with_space(config: NncfConfig, space: CustomSpace, model: PreTrainedModel) -
         model: gives the names; on any device.
 
     Raises:
-        ValueError: if the configuration trains no super-network, the space is of another model, or it ties sub-layers
-            or counts layers, for which NNCF has no words.
+        ValueError: if the configuration trains no super-network, the space is of another model, does not skip what
+            the configuration always skips, or ties sub-layers or counts layers, for which NNCF has no words.
     """
     if config.training is None:
         raise ValueError(f"{config.source} has no 'bootstrapNAS.training' that could hold a search space; add it.")
@@ -84,6 +85,13 @@ def with_space(config: NncfConfig, space: CustomSpace, model: PreTrainedModel) -
     in_order = [s.name for s in sorted(grouped, key=_kind_order, reverse=True) if s.name in blocks]
     in_order.sort(key=lambda name: structure[name].layout.is_attention)
     fixed = [name for name in in_order if not choices[name].units]
+    for block in config.training.depth.fixed_skipped_blocks:
+        always, _ = ModelNodes(model, structure, config.source).block(*block)
+        if always.name not in fixed:
+            raise ValueError(
+                f"{config.source} skips {always.name!r} always ('fixed_skipped_blocks'), but search space "
+                f"{space.name!r} has units of it to choose; remove the block."
+            )
     width = replace(
         config.training.width,
         overwrite_groups=tuple(names.writers(s) for s in grouped),

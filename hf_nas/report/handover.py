@@ -38,15 +38,21 @@ class RelativeSizes:
     Args:
         table: of the model.
         sequence_length: at which operations are counted, in tokens.
+        decoder_length: tokens of the decoder of an encoder-decoder, by default the same.
     """
 
     table: SizeTable
     sequence_length: int
+    decoder_length: int | None = None
 
     @cached_property
     def _full(self) -> tuple[int, int]:
         full = SubNetwork.full(self.table.structure)
-        return self.table.parameters(full, Parts.encoder()), self.table.macs(full, self.sequence_length)
+        return self.table.parameters(full, Parts.encoder()), self.macs(full)
+
+    def macs(self, sub_network: SubNetwork) -> int:
+        """Multiply-accumulate operations of a sequence."""
+        return self.table.macs(sub_network, self.sequence_length, self.decoder_length)
 
     def parameters(self, sub_network: SubNetwork) -> int:
         """Number of parameters of the whole extracted model."""
@@ -58,7 +64,7 @@ class RelativeSizes:
 
     def macs_ratio(self, sub_network: SubNetwork) -> float:
         """The multiply-accumulate operations as a fraction of the full network's."""
-        return self.table.macs(sub_network, self.sequence_length) / self._full[1]
+        return self.macs(sub_network) / self._full[1]
 
 
 def hand_over(

@@ -76,15 +76,17 @@ def parameters_objective(size_table: SizeTable, parts: Parts = _ENCODER) -> Obje
     return Objective("parameters", lambda sub_network, _: size_table.parameters(sub_network, parts) / largest)
 
 
-def macs_objective(size_table: SizeTable, sequence_length: int) -> Objective:
+def macs_objective(size_table: SizeTable, sequence_length: int, decoder_length: int | None = None) -> Objective:
     """The multiply-accumulate operations a sequence as a fraction of the full network's.
 
     Args:
         size_table: of the model.
         sequence_length: in tokens.
+        decoder_length: tokens of the decoder of an encoder-decoder, by default the same.
     """
-    largest = size_table.macs(SubNetwork.full(size_table.structure), sequence_length)
-    return Objective("macs", lambda sub_network, _: size_table.macs(sub_network, sequence_length) / largest)
+    lengths = (sequence_length, decoder_length)
+    largest = size_table.macs(SubNetwork.full(size_table.structure), *lengths)
+    return Objective("macs", lambda sub_network, _: size_table.macs(sub_network, *lengths) / largest)
 
 
 def latency_objective(latency_table: LatencyTable) -> Objective:
@@ -117,6 +119,7 @@ class ObjectiveSources:
         sequence_length: at which operations are counted, in tokens.
         make_latency_table: measures or loads the table of latencies.
         make_memory_table: measures the table of memory.
+        decoder_length: tokens of the decoder of an encoder-decoder, by default the same as `sequence_length`.
     """
 
     error: Objective
@@ -124,6 +127,7 @@ class ObjectiveSources:
     sequence_length: int
     make_latency_table: Callable[[], LatencyTable] | None = None
     make_memory_table: Callable[[], MemoryTable] | None = None
+    decoder_length: int | None = None
 
     @cached_property
     def latency_table(self) -> LatencyTable:
@@ -155,7 +159,7 @@ ObjectiveFactory = Callable[[ObjectiveSources], Objective]
 _OBJECTIVES: dict[str, ObjectiveFactory] = {
     "error": lambda sources: sources.error,
     "params": lambda sources: parameters_objective(sources.size_table),
-    "macs": lambda sources: macs_objective(sources.size_table, sources.sequence_length),
+    "macs": lambda sources: macs_objective(sources.size_table, sources.sequence_length, sources.decoder_length),
     "latency": lambda sources: latency_objective(sources.latency_table),
     "memory": lambda sources: memory_objective(sources.memory_table),
 }

@@ -45,7 +45,8 @@ class WidthGroups:
 
         Args:
             structure: of the model.
-            names: the sub-layer of each group, by default as published: attention of every layer, then feed-forward.
+            names: the sub-layer of each group, by default as published: attention of every layer (then
+                cross-attention, which the published models do not have), then feed-forward.
             widths: the widths of each group that can be chosen in the search, in channels.
             blocks: the sub-layers that can be skipped, in the order of `skipped_blocks`.
 
@@ -53,7 +54,7 @@ class WidthGroups:
             ValueError: for a sub-layer that the model does not have, or widths that do not fit the groups.
         """
         if names is None:
-            kinds = ("attention", "feed_forward")
+            kinds = ("attention", "cross_attention", "feed_forward")
             names = [s.name for kind in kinds for s in structure if s.kind == kind and s.units]
         for name in (*names, *(blocks or ())):
             if name not in structure.names:

@@ -150,11 +150,11 @@ class _Networks:
                 target, self.full_size, self._size_at(nearest_threshold),
             )  # fmt: skip
             return self.at(nearest_threshold, target)
-        nearest = sorted({smallest, largest})
+        # Shares mean the same wherever sizes are given; so many digits lead back to the number.
+        nearest = [f"{size} ({size / self.full_size:.9f} of the full model)" for size in sorted({smallest, largest})]
         raise ValueError(
             f"No threshold leaves {target} {_MEASURES[self._measure]} (within {allowed}): nearest that these scores "
-            f"allow, of {self.full_size} in the full model: {' and '.join(map(str, nearest))}; choose one of them, or "
-            "raise the tolerance."
+            f"allow: {' and '.join(nearest)}; choose one of these shares, or raise the tolerance."
         )
 
     def _widths(self, threshold: float) -> dict[str, int]:

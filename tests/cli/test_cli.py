@@ -254,6 +254,7 @@ def test_sizes_in_millions_and_refusals_of_generate(folder, files, tmp_path, cap
     refused(capsys, "No threshold leaves", *command, *long[:2], "--smallest", 0.5, "--tolerance", 0)
     refused(capsys, "'smallest'", *command, "--smallest", 2.0, "--largest", 1.0)
     refused(capsys, "sequence_length", *command, "--sequence_length", 0)
+    refused(capsys, "is a folder; give the path of the file to write", *command[:9], tmp_path, *command[10:])
     command[7] = tmp_path / "none"
     refused(capsys, "movement scores", *command)
     command[9] = files / "nncf.json"

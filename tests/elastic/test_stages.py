@@ -69,6 +69,11 @@ def test_global_learning_rate():
     assert rates(schedule, 13) == pytest.approx([0.4, 0.5, 0.6, 0.7, 0.8, 0.9, *cosine], abs=1e-12)
     # The published one is one step ahead in the warm-up, and lags a step an epoch.
     assert rates(schedule, 5, compat=True) == pytest.approx([0.5, 0.6, 0.7, 0.8, 0.8])
+    # Its cosine is as long as the whole training: 4 epochs, of which the warm-up leaves 2.
+    published = rates(schedule, 13, compat=True)[6:]
+    lagging = [step - (step - 1) // 3 - 6 for step in range(6, 13)]
+    expected = [0.5 * (1 + math.cos(math.pi * step / 12)) for step in lagging if step >= 0]
+    assert published[-len(expected) :] == pytest.approx(expected)
     longer = StageSchedule(stages, GlobalLearningRate(1.0, num_epochs=8))
     assert longer.learning_rate(12, 3) == pytest.approx(0.5)
 
@@ -84,11 +89,6 @@ def test_stages_follow_one_another():
     for step, steps_per_epoch in ((-1, 5), (0, 0), (0, 2.5)):
         with pytest.raises(ValueError, match="There is no step -1|An epoch of"):
             schedule.stage_at(step, steps_per_epoch)
-
-
-def test_importance_sorts_once_or_every_few_epochs():
-    assert [Stage(("width",), epochs=4).reorders(epoch) for epoch in range(5)] == [True] + [False] * 4
-    assert [Stage(("width",), 4, reorg_interval=2).reorders(epoch) for epoch in range(4)] == [True, False] * 2
 
 
 def test_a_stage_round_trips_through_its_entry():

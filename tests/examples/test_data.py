@@ -4,9 +4,10 @@ import importlib.metadata
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from datasets import ClassLabel, Dataset, Features, Value
-from transformers import AutoTokenizer, BertConfig
+from transformers import AutoTokenizer, BertConfig, EvalPrediction
 
 from tests.examples.conftest import write_csv
 from trainer_plugins import scripts
@@ -41,6 +42,15 @@ def test_own_labels_are_sorted(load, tmp_path):
     assert data.labels == ("a", "b", "c") and data.columns == ("text",)
     assert data.train["label"][:] == [1, 2, 0, 1] and data.validation["validation"]["label"][:] == [2]
     assert (data.metric, data.search_metric, data.greater_is_better) == ("accuracy", "accuracy", True)
+
+
+def test_the_metrics_of_a_task_are_known_before_anything_is_predicted(run_glue, data_module):
+    for name, task in data_module.TASKS.items():
+        data = data_module.TextData(task.columns, task.labels, task.metric, task.search_metric)
+        labels = np.array([0, 1, 1, 0])
+        logits = labels[:, None] + 0.5 if data.is_regression else np.eye(len(task.labels))[labels]
+        found = run_glue.metrics_of(data, name, None)(EvalPrediction(logits, labels))
+        assert set(found) == set(data.metric_names), name
 
 
 def test_own_integer_labels_are_sorted_as_numbers(load, tmp_path):

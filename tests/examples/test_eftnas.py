@@ -92,7 +92,8 @@ def test_one_command_does_all_steps(whole, tiny_model) -> None:
 
 def test_the_importance_alone_and_then_from_its_file(start, whole, teacher, tmp_path) -> None:
     start(tmp_path / "importance", "--do_train", "--only_generate_importance_weight", "--selection_split", "0.3",
-          "--kd_teacher_model", teacher, "--sampling_strategy", "sandwich", *MOVEMENT)  # fmt: skip
+          "--kd_teacher_model", teacher, "--sampling_strategy", "sandwich", *MOVEMENT,
+          num_train_epochs=4)  # fmt: skip
     assert not (tmp_path / "importance" / "model.safetensors").exists()
     first, second = (MovementScores.load(folder / "movement_sparsity") for folder in (tmp_path / "importance", whole))
     assert all(torch.equal(first.weights[path], second.weights[path]) for path in second.weights)
@@ -101,6 +102,19 @@ def test_the_importance_alone_and_then_from_its_file(start, whole, teacher, tmp_
     assert not (tmp_path / "trained" / "movement_sparsity").exists()
     ours, theirs = weights(tmp_path / "trained"), weights(whole)
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_another_size_is_asked_for_once_the_importance_is_learnt(start, teacher, tmp_path) -> None:
+    flags = [flag for flag in command(teacher) if flag not in GENERATED]
+    generated = ("--importance", "movement", "--search_space", "generated", "--space_count", "3")
+    with pytest.raises(ValueError, match="No threshold leaves .* of the full model.; choose one of these shares"):
+        start(tmp_path, *flags, *generated, space_tolerance=1e-6, space_smallest=0.5, save_steps=2, max_steps=2)
+    learnt = (tmp_path / "movement_sparsity" / "importance.safetensors").stat().st_mtime_ns
+    start(tmp_path, *flags, *generated, space_tolerance=0.2, space_smallest=0.5, save_steps=2, max_steps=2)
+    assert (tmp_path / "movement_sparsity" / "importance.safetensors").stat().st_mtime_ns == learnt
+    # The super-network is trained in that space now.
+    with pytest.raises(ValueError, match="holds another run .*space_smallest was 0.5 and is 0.6"):
+        start(tmp_path, *flags, *generated, space_tolerance=0.2, space_smallest=0.6, save_steps=2, max_steps=2)
 
 
 def killed_when(monkeypatch, owner: type, method: str, calls: int) -> None:
@@ -178,9 +192,8 @@ def test_examples_of_the_search_take_no_part_in_the_importance(start, tmp_path, 
         lambda self, **given: (seen.append(len(self.train_dataset)), train(self, **given)),
     )
     for split in ("0.25", "0.5"):
-        start(
-            tmp_path / split, "--do_train", "--only_generate_importance_weight", "--selection_split", split, *MOVEMENT
-        )
+        start(tmp_path / split, "--do_train", "--only_generate_importance_weight", "--selection_split", split,
+              *MOVEMENT, num_train_epochs=None)  # fmt: skip
     assert seen[0] * 2 == seen[1] * 3
 
 
@@ -247,15 +260,18 @@ def config(path: Path, **changes) -> str:
         },
     }  # fmt: skip
     for key, value in changes.items():
-        section, name = key.split("__")
-        data["bootstrapNAS"][section][name] = value
+        section, _, name = key.partition("__")
+        if name:
+            data["bootstrapNAS"][section][name] = value
+        else:
+            data[key] = value
     text = json.dumps(data, indent=1)
     path.write_text("// for the tests\n" + text[:-2] + ",\n}")
     return str(path)
 
 
 def test_a_configuration_drives_the_published_command(start, teacher, tmp_path) -> None:
-    path = config(tmp_path / "config.json")
+    path = config(tmp_path / "config.json", log_dir=str(tmp_path / "logs"))
     start(tmp_path / "out", "--do_train", "--do_eval", "--do_search", "--nncf_config", path, "--kd_teacher_model",
           teacher, "--save_strategy", "no", "--max_selection_samples", "16")  # fmt: skip
     state = read(tmp_path / "out", "trainer_state.json")
@@ -271,9 +287,9 @@ def test_a_configuration_drives_the_published_command(start, teacher, tmp_path) 
     result = read(tmp_path / "out" / "search", "result.json")
     assert result["method"] == "nsga2" and result["space"] == "nncf" and len(result["trials"]) == 6
     assert result["objectives"] == ["error", "macs"]
-    progression = rows(tmp_path / "out" / "search" / "search_progression.csv")
+    progression = rows(tmp_path / "logs" / "search_progression.csv")
     assert len(progression) == 6 and all(row[1] == "MACs" and row[3] == "top1_acc" for row in progression)
-    cache = rows(tmp_path / "out" / "search" / "cache_MACs.csv")
+    cache = rows(tmp_path / "logs" / "cache_MACs.csv")
     assert cache[0][0].startswith("(") and float(cache[0][1]) == float(progression[0][2])
     front = read(tmp_path / "out" / "search", "front.json")
     assert front
@@ -285,7 +301,7 @@ def test_a_configuration_drives_the_published_command(start, teacher, tmp_path) 
     chosen = SubNetwork.load(tmp_path / "out" / "extracted", structure)
     assert chosen == SubNetwork.from_dict(best["sub_network"], structure)
     groups = eftnas.old_groups(nncf_space(NncfConfig.load(path), model))
-    progress = read_search_progression(tmp_path / "out" / "search" / "search_progression.csv", groups)
+    progress = read_search_progression(tmp_path / "logs" / "search_progression.csv", groups)
     assert [trial.sub_network.to_dict() for trial in progress.trials] == [t["sub_network"] for t in result["trials"]]
 
 

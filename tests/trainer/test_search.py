@@ -180,14 +180,14 @@ def pretend_to_measure(monkeypatch) -> list[tuple]:
     """Have latencies made up: in proportion to the parameters, and longer each time. What is measured is noted."""
     noted = []
 
-    def measure(model, batch_size, sequence_length):
+    def measure(model, batch_size, sequence_length, decoder_length):
         noted.append((model, batch_size, sequence_length))
         plan = LatencyPlan.of(describe(model), widths=2, num_networks=2)
         parameters = [SizeTable(model).parameters(sub_network, Parts.encoder()) for sub_network in plan.sub_networks]
         settings = {
             "batch_size": batch_size,
             "sequence_length": sequence_length,
-            "decoder_length": None,
+            "decoder_length": decoder_length,
             "machine": {},
         }
         return LatencyTable.fit(plan, [1e-2 * len(noted) + 1e-5 * count for count in parameters], settings)
@@ -210,7 +210,7 @@ def test_the_latency_is_measured_once(trained, tmp_path, monkeypatch) -> None:
     assert sizes == [2, 8] and not is_elastic(model)  # all rows have 8 tokens
     longer = start(trained, tmp_path, num_samples=6, **settings)
     assert len(noted) == 1 and longer.result.trials[:4] == outcome.result.trials
-    with pytest.raises(ValueError, match="batches of 2 with 8 tokens, and asked for are 3 with 8"):
+    with pytest.raises(ValueError, match="batches of 2 with 8 tokens, and asked for are those of batches of 3 with 8"):
         start(trained, tmp_path, **{**settings, "latency_batch_size": 3})
     # Measured anew, the numbers are not those that the journal holds.
     (tmp_path / "search" / "latency_table.json").unlink()

@@ -10,15 +10,18 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from hf_nas.files import atomic_path
+from hf_nas.run_files import MOVEMENT_FOLDER, SCORES_FILE
 
 
 __all__ = ["read_scores", "write_scores"]
 
-FILE_NAME = "importance.safetensors"
 _FORMAT = "hf_nas.movement_scores/1"
-# In a folder the first of these counts. EFTNAS wrote one level below the folder that its scripts read, and for
-# question answering left a model without scores in that folder itself.
-_CANDIDATES = (FILE_NAME, "movement_sparsity_0/pytorch_model.bin", "pytorch_model.bin", "model.safetensors")
+# In a folder the first of these counts; that of a run has the scores in one of its own. EFTNAS wrote one level below
+# the folder that its scripts read, and for question answering left a model without scores in that folder itself.
+_CANDIDATES = (
+    SCORES_FILE, f"{MOVEMENT_FOLDER}/{SCORES_FILE}", "movement_sparsity_0/pytorch_model.bin", "pytorch_model.bin",
+    "model.safetensors",
+)  # fmt: skip
 # NNCF keeps the scores in an operation before the layer, we keep them in the layer.
 _NAME = re.compile(r"^(?P<layer>.+?)(?:\.pre_ops\.\d+\.op)?\.(?P<part>weight|bias)_importance$")
 _MASK = re.compile(r"^(?P<layer>.+?)\.(?:pre_ops\.\d+\.op\.weight_ctx\._binary_mask|weight_mask|weight)$")
@@ -32,7 +35,7 @@ def write_scores(
 ) -> Path:
     """Write scores to a `.safetensors` file, or to the file of the usual name in a folder; returns its path."""
     path = Path(path)
-    path = path if path.suffix == ".safetensors" else path / FILE_NAME
+    path = path if path.suffix == ".safetensors" else path / SCORES_FILE
     tensors = {f"{layer}.weight_importance": scores for layer, scores in weights.items()}
     tensors |= {f"{layer}.bias_importance": scores for layer, scores in biases.items()}
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}

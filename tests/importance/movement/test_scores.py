@@ -81,6 +81,10 @@ def test_files_of_nncf(tmp_path: Path) -> None:
     torch.save(dict(model.state_dict()), tmp_path / "pytorch_model.bin")
     torch.save(state, tmp_path / "movement_sparsity_0" / "pytorch_model.bin")
     assert_equal(MovementScores.load(tmp_path), scores)
+    # The folder of a run of ours has them in one of its own.
+    other = random_scores(model, seed=1)
+    other.save(tmp_path / "movement_sparsity")
+    assert_equal(MovementScores.load(tmp_path), other)
     with pytest.raises(ValueError, match="pytorch_model.bin' holds no movement scores"):
         MovementScores.load(tmp_path / "pytorch_model.bin")
     # Alone, the scores do not tell the shape of the weights.
