@@ -9,10 +9,11 @@
 
 All scores are of the small model that is extracted, on the validation set, not fine-tuned after it. At the end the
 relative claims of the publications are checked against the spread over seeds. Finished runs are not repeated, so a
-killed benchmark continues.
+killed benchmark continues; those that were made with other flags are set aside and made again.
 """
 
 import argparse
+import itertools
 import json
 import math
 import statistics
@@ -27,6 +28,7 @@ from transformers import AutoConfig
 
 from hf_nas.cli import main as hf_nas
 from hf_nas.files import write_json
+from hf_nas.run_files import differences, read_object
 
 
 COMMON = (
@@ -42,6 +44,8 @@ METHODS = {
     "michel": "--pruning_method michel",
 }
 FROM_DENSE = ("dsp-pipelined", "michel")
+# In the folder of a run: what its results depend on.
+RECORD = "benchmark.json"
 # Epochs of the pipelined method over those of the joint one, as published.
 PIPELINED = 1 / 3
 # Of all heads, up to which a number of them is a small one.
@@ -76,13 +80,20 @@ class Runs:
         return self.arguments.output_dir / f"{self.task}-{name}-{self.seed}"
 
     def _script(self, folder: Path, model: Path | str, flags: str, epochs: float) -> None:
-        if (folder / "eval_results.json").exists():
-            return
+        data = self.arguments.data_root / self.task
         flags = f"{COMMON} {flags} --task_name {self.task} --num_train_epochs {epochs:g} --seed {self.seed}"
         flags += f" --max_train_samples {self.rows}" if self.rows else ""
+        # With the epochs of the dense model, which some start from.
+        record = {"flags": flags, "model": str(self.arguments.model), "data": str(data.resolve())}
+        record["dense_epochs"] = self.epochs
+        if folder.exists() and (earlier := read_object(folder / RECORD)) != record:
+            _set_aside(folder, earlier, record)
+        if (folder / "eval_results.json").exists():
+            return
+        write_json(folder / RECORD, record)
         flags += " --use_cpu" if self.arguments.device == "cpu" else ""
         command = [sys.executable, str(SCRIPT), *flags.split(), "--model_name_or_path", str(model)]
-        command += ["--data_dir", str(self.arguments.data_root / self.task), "--output_dir", str(folder)]
+        command += ["--data_dir", str(data), "--output_dir", str(folder)]
         run_command(command, folder, self.arguments.threads)
 
     def dense(self) -> float:
@@ -96,7 +107,7 @@ class Runs:
             self.dense()
         if method == "michel":
             return self._michel(heads, total)
-        return [self._pruned(method, number) for number in heads]
+        return [self.dense() if _is_dense(method, n, total) else self._pruned(method, n) for n in heads]
 
     def _pruned(self, method: str, heads: int) -> float:
         folder = self.folder(method, heads)
@@ -109,18 +120,33 @@ class Runs:
         """Of all runs of one method."""
         if method == "michel":
             return [self.folder(method, _step(heads, total))]
-        return [self.folder(method, number) for number in heads]
+        return [self.folder(method, number) for number in heads if not _is_dense(method, number, total)]
 
     def _michel(self, heads: Sequence[int], total: int) -> list[float]:
         step = _step(heads, total)
         folder = self.folder("michel", step)
-        flags = f"{METHODS['michel']} --num_of_heads {min(heads)} --heads_per_step {step}"
+        # Of the front, which has all of these numbers, the smallest: the same for any that lead to this step.
+        flags = f"{METHODS['michel']} --num_of_heads {total % step or step} --heads_per_step {step}"
         self._script(folder, self.folder("dense"), flags, 1)
         points = {point["heads"]: point for point in json.loads((folder / "front.json").read_text())["points"]}
         return [self._percent(points[number]) for number in heads]
 
     def _percent(self, results: Mapping[str, float]) -> float:
         return 100 * results[f"eval_{self.plan.metric}"]
+
+
+def _set_aside(folder: Path, earlier: Mapping[str, object], record: Mapping[str, object]) -> None:
+    """Rename the folder of a run with other flags, which may have taken hours."""
+    names = (folder.with_name(f"{folder.name}.other-{number}") for number in itertools.count(1))
+    target = next(name for name in names if not name.exists())
+    folder.rename(target)
+    changed = "; ".join(differences(earlier, record).values())
+    print(f"'{folder}' holds a run with other flags ({changed}), which is in '{target}' now.")
+
+
+def _is_dense(method: str, heads: int, total: int) -> bool:
+    """Whether a run would be the dense one, bit for bit: gates with room for all heads are off."""
+    return heads == total and method in ("dsp-joint", "dsp-pipelined", "ste")
 
 
 def _step(heads: Sequence[int], total: int) -> int:

@@ -19,6 +19,7 @@ __all__ = [
     "SCORES_FILE",
     "SPACE_FILE",
     "STATE_FILE",
+    "differences",
     "guarded",
     "metrics_in",
     "read_arguments",
@@ -89,6 +90,15 @@ def read_arguments(folder: Path) -> dict[str, Any]:
         if isinstance(arguments, dict):
             return arguments
     return {}
+
+
+def differences(earlier: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, str]:
+    """What of the facts on a run has changed: by name, as a part of a sentence."""
+    return {
+        name: f"{name} was {earlier.get(name)!r} and is {now.get(name)!r}"
+        for name in sorted({*earlier, *now})
+        if earlier.get(name) != now.get(name)
+    }
 
 
 def metrics_in(results: Mapping[str, Any], prefix: str = "eval_") -> dict[str, float]:

@@ -75,7 +75,7 @@ def test_one_front_has_all_numbers_and_finished_runs_are_not_repeated(heads, tmp
     def run_command(command: list[str], folder: Path, threads: int) -> None:
         flags = dict(zip(command, command[1:]))
         started.append((folder.name, flags["--num_train_epochs"], flags["--model_name_or_path"], command))
-        folder.mkdir(parents=True)
+        folder.mkdir(parents=True, exist_ok=True)
         (folder / "eval_results.json").write_text('{"eval_f1": 0.5}')
         if "--heads_per_step" in flags:
             step = int(flags["--heads_per_step"])
@@ -83,15 +83,15 @@ def test_one_front_has_all_numbers_and_finished_runs_are_not_repeated(heads, tmp
             (folder / "front.json").write_text(f'{{"points": [{points}]}}')
 
     monkeypatch.setattr(heads, "run_command", run_command)
-    arguments = argparse.Namespace(
-        output_dir=tmp_path, data_root=tmp_path / "data", model="base", epochs=6, max_train_samples=64, threads=1,
-        device="cpu",
-    )  # fmt: skip
-    runs = heads.Runs(arguments, "mrpc", 3)
+    settings = {
+        "output_dir": tmp_path, "data_root": tmp_path / "data", "model": "base", "epochs": 6, "max_train_samples": 64,
+        "threads": 1, "device": "cpu",
+    }  # fmt: skip
+    runs = heads.Runs(argparse.Namespace(**settings), "mrpc", 3)
     for _ in range(2):
         assert runs.scores("michel", [72, 36, 12], 72) == pytest.approx([72, 36, 12])
         assert runs.scores("dsp-pipelined", [12], 72) == [50]
-        assert runs.scores("ste", [12], 72) == [50]
+        assert runs.scores("ste", [72, 12], 72) == [50, 50]  # with all heads it is the dense run
     assert [each[:3] for each in started] == [
         ("mrpc-dense-3", "6", "base"),
         ("mrpc-michel-12-3", "1", str(tmp_path / "mrpc-dense-3")),
@@ -99,5 +99,37 @@ def test_one_front_has_all_numbers_and_finished_runs_are_not_repeated(heads, tmp
         ("mrpc-ste-12-3", "6", "base"),
     ]
     assert runs.folders("michel", [72, 36, 12], 72) == [tmp_path / "mrpc-michel-12-3"]
-    assert runs.folders("ste", [36, 12], 72) == [tmp_path / "mrpc-ste-36-3", tmp_path / "mrpc-ste-12-3"]
+    assert runs.folders("ste", [72, 36, 12], 72) == [tmp_path / "mrpc-ste-36-3", tmp_path / "mrpc-ste-12-3"]
     assert "--use_ste" in started[3][3] and "--do_train" not in started[1][3] and "64" in started[3][3]
+    # Fewer numbers on the same front are no other run, nor are more threads.
+    assert heads.Runs(argparse.Namespace(**settings | {"threads": 2}), "mrpc", 3).scores("michel", [72, 60], 72)
+    assert len(started) == 4
+
+
+@pytest.mark.parametrize("change", [{"epochs": 3}, {"max_train_samples": 32}, {"model": "other"}, {"data_root": "b"}])
+def test_runs_with_other_flags_are_set_aside_and_made_again(heads, tmp_path, monkeypatch, capsys, change) -> None:
+    started = []
+
+    def run_command(command: list[str], folder: Path, threads: int) -> None:
+        assert [path.name for path in folder.iterdir()] == ["benchmark.json"]  # nothing of another run is there
+        started.append(folder.name)
+        (folder / "eval_results.json").write_text(f'{{"eval_f1": {len(started) / 100}}}')
+        (folder / "front.json").write_text(f'{{"points": [{{"heads": 72, "eval_f1": {len(started) / 100}}}]}}')
+
+    monkeypatch.setattr(heads, "run_command", run_command)
+    settings = {
+        "output_dir": tmp_path, "data_root": tmp_path, "model": "base", "epochs": 6, "max_train_samples": 64,
+        "threads": 1, "device": "cpu",
+    }  # fmt: skip
+    first = heads.Runs(argparse.Namespace(**settings), "mrpc", 3)
+    settings = settings | change | {"data_root": tmp_path / change.get("data_root", "")}
+    second = heads.Runs(argparse.Namespace(**settings), "mrpc", 3)
+    assert first.scores("michel", [72], 72) == [pytest.approx(2)] and capsys.readouterr().out == ""
+    # michel has the same flags, but starts from another dense model.
+    for _ in range(2):
+        assert second.scores("michel", [72], 72) == [pytest.approx(4)]
+    assert started == ["mrpc-dense-3", "mrpc-michel-72-3"] * 2
+    assert "mrpc-michel-72-3' holds a run with other flags (" in capsys.readouterr().out
+    assert (tmp_path / "mrpc-dense-3.other-1" / "eval_results.json").read_text() == '{"eval_f1": 0.01}'
+    (tmp_path / "mrpc-dense-3" / "benchmark.json").unlink()  # of which nobody knows how it was made
+    assert second.dense() == pytest.approx(5) and (tmp_path / "mrpc-dense-3.other-2").is_dir()

@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import Collection
-from dataclasses import fields
 from pathlib import Path
 
 from transformers import PreTrainedModel, TrainingArguments
@@ -14,6 +13,7 @@ from hf_nas.subnetwork import FILE_NAME
 from trainer_plugins.arguments import NasArguments
 from trainer_plugins.cofi_arguments import BUDGETS, PruningArguments
 from trainer_plugins.pruning_schedule import PruningSchedule
+from trainer_plugins.unread_flags import check_unread_by_pruning, given_flags
 
 
 logger = logging.getLogger(__name__)
@@ -67,12 +67,13 @@ def check_pruning(training: TrainingArguments, nas: NasArguments) -> None:
             raise ValueError(f"{ours} trains no super-network to search; leave out {flag}, or {ours}.")
     check_pruning_values(pruning, nas.distillation.kd_teacher_model is not None)
     _check_read(pruning)
+    # The temperature of the gates has two names.
+    read = ("temperature", *(["latency_batch_size"] if pruning.pruning_budget == "latency" else []))
+    check_unread_by_pruning(nas, ours, read)
     if pruning.do_distill:
-        for each in fields(nas.distillation):
-            if each.name != "kd_teacher_model" and getattr(nas.distillation, each.name) != each.default:
-                raise ValueError(
-                    f"--{each.name} is not for --do_distill, whose flags begin with distill; leave it out."
-                )
+        for name in given_flags(nas.distillation):
+            if name != "kd_teacher_model":
+                raise ValueError(f"--{name} is not for --do_distill, whose flags begin with distill; leave it out.")
     if pruning.prunes and training.max_steps <= 0:
         schedule_of(pruning).check(training)
 
@@ -196,8 +197,10 @@ def objective_of(pruning: PruningArguments, with_layers: bool = True) -> Distill
 
 def _changed(pruning: PruningArguments) -> list[str]:
     """Names of the flags that are given, those that ask for something first."""
-    changed = [each.name for each in fields(pruning) if getattr(pruning, each.name) != each.default]
-    return sorted(changed, key=lambda name: name != "target_sparsity" and not isinstance(getattr(pruning, name), bool))
+    return sorted(
+        given_flags(pruning),
+        key=lambda name: name != "target_sparsity" and not isinstance(getattr(pruning, name), bool),
+    )
 
 
 def _check_unused(pruning: PruningArguments, allowed: Collection[str]) -> None:

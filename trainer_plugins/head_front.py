@@ -1,27 +1,32 @@
 """The order in which heads are pruned by importance, and what is left of a model on the way."""
 
 import csv
+import hashlib
 import inspect
 import io
 import json
 import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import datasets
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
+from transformers import PreTrainedModel, TrainingArguments
 
 from hf_nas.elastic import SuperNetwork
 from hf_nas.files import write_json, write_text
 from hf_nas.gates import head_rows
 from hf_nas.importance.head_gradient import HeadOrder, michel_order
+from hf_nas.main_input import MainInput
 from hf_nas.profiling import SizeTable
+from hf_nas.run_files import differences
 from hf_nas.structures import describe
 from trainer_plugins.head_pruning_arguments import HeadPruningArguments
 from trainer_plugins.pruning_trainer import PruningTrainer
+from trainer_plugins.task_evaluation import contents_of
 
 
 logger = logging.getLogger(__name__)
@@ -31,6 +36,11 @@ FRONT_FILES = ("front.csv", "front.json")
 FRONT_FORMAT = "hf_nas.head_front/1"
 # What Trainer adds to metrics says nothing about the model.
 _NO_METRICS = ("_runtime", "_per_second", "_time", "epoch")
+# What metrics depend on of the arguments of Trainer, as far as the task has them.
+_EVALUATION_KEYS = (
+    "predict_with_generate", "generation_max_length", "generation_num_beams", "generation_config",
+    "prediction_loss_only", "bf16_full_eval", "fp16_full_eval",
+)  # fmt: skip
 # BERT-base has 144 heads, of which the published code prunes 12 at a time.
 _STEPS = 12
 
@@ -92,8 +102,47 @@ def heads_of_front(total: int, heads_per_step: int, wanted: int | None = None) -
     return sorted({*range(total, 0, -heads_per_step), 0, *extra}, reverse=True)
 
 
+def evaluation_facts(
+    model: PreTrainedModel, arguments: TrainingArguments, options: Mapping[str, Any]
+) -> dict[str, Any] | None:
+    """What the metrics of a front depend on beside the weights, as JSON gives it back; None if there are to be none.
+
+    The rows count, not the file that they come from.
+
+    Args:
+        model: that is evaluated.
+        arguments: of Trainer.
+        options: of the trainer: `eval_dataset`, `compute_metrics`, and `eval_examples` where the task has some. If the
+            score of a data set, or of its examples, depends on more than its rows, its `digest` says on what.
+    """
+    dataset, compute_metrics = options.get("eval_dataset"), options.get("compute_metrics")
+    if not arguments.do_eval or dataset is None:
+        return None
+    settings, digest, main_input = arguments.to_dict(), hashlib.blake2b(digest_size=16), MainInput.of(model).name
+    parts = list(dataset.values()) if isinstance(dataset, Mapping) else [dataset]
+    # A stream says nothing of itself without being read.
+    counts = [len(part) if hasattr(part, "__len__") else 0 for part in parts]
+    for part, count in zip(parts, counts):
+        for index in range(count):
+            digest.update(contents_of(part[index], main_input))
+    for each in (*parts, options.get("eval_examples")):
+        digest.update(str(getattr(each, "digest", "")).encode())
+    facts = {
+        "rows": sum(counts),
+        "digest": digest.hexdigest(),
+        "compute_metrics": getattr(compute_metrics, "__qualname__", type(compute_metrics).__qualname__),
+        **{name: settings[name] for name in _EVALUATION_KEYS if name in settings},
+    }
+    return json.loads(json.dumps(facts, default=str))
+
+
 def write_front(
-    trainer: PruningTrainer, order: HeadOrder, wanted: int | None, sequence_length: int, folder: Path
+    trainer: PruningTrainer,
+    order: HeadOrder,
+    wanted: int | None,
+    sequence_length: int,
+    folder: Path,
+    facts: Mapping[str, Any] | None,
 ) -> None:
     """Write sizes and, if evaluation is asked for, metrics of the sub-networks on the way, as CSV and JSON.
 
@@ -105,10 +154,10 @@ def write_front(
         wanted: a number of heads that is measured in any case, if one is.
         sequence_length: tokens of a sequence for which operations are counted.
         folder: where to.
+        facts: of [`evaluation_facts`], which are written too; None for sizes alone.
     """
     table = SizeTable(trainer.model)
-    evaluates = trainer.args.do_eval and trainer.eval_dataset is not None
-    if not evaluates:
+    if facts is None:
         logger.warning("The front has sizes but no metrics, since nothing is evaluated; add --do_eval.")
     points = []
     with SuperNetwork(trainer.model) as super_network:
@@ -124,24 +173,33 @@ def write_front(
                 "parameters": table.parameters(sub_network),
                 "macs": table.macs(sub_network, sequence_length),
             }
-            if evaluates:
+            if facts is not None:
                 with super_network.activated(sub_network):
                     metrics = trainer.evaluate()
                 point |= {name: value for name, value in metrics.items() if not name.endswith(_NO_METRICS)}
             points.append(point)
     if trainer.args.should_save:
-        _write(order, points, folder)
+        _write(order, points, folder, facts)
 
 
-def is_measured(folder: Path) -> bool:
-    """Whether the front in this folder has metrics."""
+def is_measured(folder: Path, facts: Mapping[str, Any]) -> bool:
+    """Whether the front in this folder has the metrics of this evaluation; says what differs if it has others.
+
+    Args:
+        folder: of the run.
+        facts: of [`evaluation_facts`].
+    """
     path = folder / FRONT_FILES[1]
-    return path.is_file() and any(
-        name.startswith("eval_") for name in json.loads(path.read_text(encoding="utf-8"))["points"][0]
-    )
+    if not path.is_file():
+        return False
+    earlier = json.loads(path.read_text(encoding="utf-8")).get("evaluation")
+    if earlier is not None and earlier != facts:
+        changed = "; ".join(differences(earlier, facts).values())
+        logger.info("The front in '%s' is measured again: %s.", path, changed)
+    return earlier == facts
 
 
-def _write(order: HeadOrder, points: list[dict[str, Any]], folder: Path) -> None:
+def _write(order: HeadOrder, points: list[dict[str, Any]], folder: Path, facts: Mapping[str, Any] | None) -> None:
     buffer = io.StringIO()
     writer = csv.DictWriter(buffer, list(points[0]), lineterminator="\n")
     writer.writeheader()
@@ -154,4 +212,6 @@ def _write(order: HeadOrder, points: list[dict[str, Any]], folder: Path) -> None
         "removed": order.removed,
         "points": points,
     }
+    if facts is not None:
+        front["evaluation"] = facts
     write_json(folder / FRONT_FILES[1], front)

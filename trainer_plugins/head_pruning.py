@@ -27,9 +27,9 @@ from hf_nas.subnetwork import SubNetwork, kept_ids
 from trainer_plugins.cofi_arguments import PruningArguments
 from trainer_plugins.cofi_files import REPORT_FORMAT
 from trainer_plugins.head_budget import budget_of, heads_by_kind, heads_left, keep_by_order
-from trainer_plugins.head_front import find_order, is_measured, write_front
+from trainer_plugins.head_front import evaluation_facts, find_order, is_measured, write_front
 from trainer_plugins.head_pruning_arguments import HeadPruningArguments
-from trainer_plugins.head_pruning_checks import check_heads, schedule_of
+from trainer_plugins.head_pruning_checks import check_heads, check_teacher, schedule_of
 from trainer_plugins.pruning_run import PruningOutcome, PruningRun, best_checkpoint
 from trainer_plugins.pruning_trainer import PruningTrainer
 
@@ -102,6 +102,7 @@ def run_head_pruning(
         raise ValueError("No heads are to be pruned; set pruning_method to dsp, voita or michel.")
     final = final or PruningArguments()
     check_heads(heads, model, final, sequence_length)
+    check_teacher(arguments, final, teacher is not None)
     costs = {}
     if final.target_sparsity:
         costs = {"gate_neurons": heads.gate_neurons} | {
@@ -232,13 +233,15 @@ def _prune_by_importance(run: _Run, model: PreTrainedModel, pruned: Path) -> Non
     folder, record = run.output / PRUNING_FOLDER, run.record_with(run.settings)
     record["do_train"] = run.arguments.do_train
     is_done = run.begin(folder, record) and (pruned / PRUNING_FILE).is_file()
-    if is_done and (is_measured(run.output) or not run.arguments.do_eval):
+    # What is measured may change between two attempts; the order of the heads does not.
+    facts = evaluation_facts(model, run.arguments, run.trainer_arguments)
+    if is_done and (facts is None or is_measured(run.output, facts)):
         logger.info("The pruning in '%s' is done.", folder)
         return
     trainer = run.trainer_class(model=model, args=run.arguments_in(folder), **run.trainer_arguments)
     order = find_order(trainer, run.heads, folder)
     # What is chosen by kinds is no prefix of the order, so it is no point of the front.
-    write_front(trainer, order, run.heads.num_of_heads, run.sequence_length, run.output)
+    write_front(trainer, order, run.heads.num_of_heads, run.sequence_length, run.output, facts)
     sub_network = keep_by_order(order, run.budget)
     _write(run, model, sub_network, pruned, {"heads_per_step": order.heads_per_step})
     run.finish(trainer, folder, record)

@@ -1,7 +1,5 @@
 """Refuses flags of a pruning of heads that cannot work, before anything is trained."""
 
-from dataclasses import fields
-
 from transformers import PreTrainedModel, TrainingArguments
 
 from hf_nas.gates import TemperatureSchedule, head_rows
@@ -12,6 +10,7 @@ from trainer_plugins.cofi_checks import check_final_finetune, check_unread_by_he
 from trainer_plugins.head_budget import MEASURES, budget_of
 from trainer_plugins.head_pruning_arguments import METHODS, HeadPruningArguments
 from trainer_plugins.pruning_schedule import PruningSchedule
+from trainer_plugins.unread_flags import check_unread_by_pruning, given_flags
 
 
 # Flags that only some methods know.
@@ -31,7 +30,7 @@ def check_head_pruning(training: TrainingArguments, nas: NasArguments) -> None:
         ValueError: that says which.
     """
     heads = nas.heads
-    given = [each.name for each in fields(heads) if getattr(heads, each.name) != each.default]
+    given = given_flags(heads)
     if not heads.is_active:
         if given:
             raise ValueError(
@@ -60,6 +59,25 @@ def check_head_pruning(training: TrainingArguments, nas: NasArguments) -> None:
             raise ValueError(f"--pruning_method {heads.pruning_method} trains gates; add --do_train.")
         schedule_of(heads).check(training)
     check_final_finetune(nas.pruning)
+    check_teacher(training, nas.pruning, nas.distillation.kd_teacher_model is not None)
+
+
+def check_teacher(training: TrainingArguments, final: PruningArguments, has_teacher: bool) -> None:
+    """Refuse a teacher that nothing would be learnt from.
+
+    Args:
+        training: the arguments of Trainer.
+        final: whether the small model is fine-tuned in the end.
+        has_teacher: whether there is one.
+
+    Raises:
+        ValueError: that says what could learn from it.
+    """
+    if has_teacher and not (training.do_train or final.do_final_finetune):
+        raise ValueError(
+            "--kd_teacher_model names a teacher that nothing is learnt from, as nothing is trained; add --do_train or "
+            "--do_final_finetune, or leave it out."
+        )
 
 
 def _check_others(nas: NasArguments) -> None:
@@ -78,6 +96,7 @@ def _check_others(nas: NasArguments) -> None:
         if is_given:
             raise ValueError(f"{method} and {flag} are two ways to shrink a model; leave out either of them.")
     check_unread_by_heads(nas.pruning, method)
+    check_unread_by_pruning(nas, method)
 
 
 def _check_budget(heads: HeadPruningArguments, pruning: PruningArguments) -> None:
@@ -125,17 +144,13 @@ def _check_temperature(heads: HeadPruningArguments) -> None:
             "stay; add --annealing, or --use_ste."
         )
     names = ("initial_temperature", "final_temperature", "cooldown_steps")
-    if heads.use_ste and (given := [name for name in names if _is_given(heads, name)]):
+    if heads.use_ste and (given := [name for name in given_flags(heads) if name in names]):
         raise ValueError(f"--use_ste has no temperature, but --{given[0]} is given; leave it out.")
     TemperatureSchedule(
         heads.initial_temperature,
         heads.final_temperature,
         *(() if heads.cooldown_steps is None else (heads.cooldown_steps,)),
     )
-
-
-def _is_given(heads: HeadPruningArguments, name: str) -> bool:
-    return getattr(heads, name) != getattr(HeadPruningArguments(), name)
 
 
 def schedule_of(heads: HeadPruningArguments) -> PruningSchedule:

@@ -11,7 +11,7 @@ from transformers import Trainer, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
 from hf_nas.files import write_json
-from hf_nas.run_files import RUN_FILE
+from hf_nas.run_files import RUN_FILE, differences
 from trainer_plugins.arguments import NasArguments
 
 
@@ -153,11 +153,8 @@ def prepare_output_folder(folder: str | Path, arguments: dict[str, Any]) -> tupl
     if earlier is not None:
         # A size that cannot be had shows once the importance is learnt, which is not to be learnt again for it.
         has_begun = earlier["finished"] or checkpoint is not None
-        differing = [
-            f"{key} was {earlier['arguments'].get(key)!r} and is {arguments.get(key)!r}"
-            for key in sorted({*earlier["arguments"], *arguments})
-            if earlier["arguments"].get(key) != arguments.get(key) and (has_begun or key not in SPACE_KEYS)
-        ]
+        changed = differences(earlier["arguments"], arguments)
+        differing = [text for key, text in changed.items() if has_begun or key not in SPACE_KEYS]
         if differing:
             raise ValueError(f"The folder '{folder}' holds another run ({'; '.join(differing)}); {advice}.")
         if earlier["finished"]:

@@ -75,11 +75,11 @@ def load_teacher(nas: NasArguments, auto_class: type, arguments: PretrainedArgum
     return teacher
 
 
-def token_limit(max_seq_length: int, tokenizer_limit: int, logger: logging.Logger) -> int:
-    """`max_seq_length`, or the tokenizer's limit if that is smaller."""
-    if tokenizer_limit < max_seq_length:
-        logger.warning("max_seq_length %d is cut to the model's %d.", max_seq_length, tokenizer_limit)
-    return min(max_seq_length, tokenizer_limit)
+def token_limit(length: int, limit: int, logger: logging.Logger, name: str = "max_seq_length") -> int:
+    """A length in tokens, or the limit if that is smaller, which is said under the name of the flag."""
+    if limit < length:
+        logger.warning("%s %d is cut to the model's %d.", name, length, limit)
+    return min(length, limit)
 
 
 def take(dataset: datasets.Dataset, limit: int | None) -> datasets.Dataset:
@@ -154,6 +154,8 @@ def train_or_prune(
     """
     run.claim(training)
     trains = (training.do_train or is_standard_nas(nas)) and not run.is_trained
+    # What michel leaves of a model that is fine-tuned already may be all that is trained.
+    trains |= nas.pruning.do_final_finetune
     teacher = load_teacher(nas, auto_class, arguments) if trains else None
     data = {
         "train_dataset": train_dataset,

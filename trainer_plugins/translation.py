@@ -76,6 +76,11 @@ class TranslationRows(Dataset):
     def __getitem__(self, index: int) -> Mapping[str, Any]:
         return self.rows[index]
 
+    @property
+    def digest(self) -> str:
+        """What scores depend on beside the rows."""
+        return hashlib.blake2b(json.dumps(list(self.references or ())).encode(), digest_size=16).hexdigest()
+
 
 class TranslationTrainer(SuperNetworkTrainer, Seq2SeqTrainer):
     """Trains encoder-decoders, as a super-network too, and translates to evaluate them (`--predict_with_generate`).

@@ -33,7 +33,7 @@ class ModelArguments(PretrainedArguments):
         default=False,
         metadata={"help": "Train a tokenizer for the new model on the texts of both languages of the training set."},
     )
-    vocab_size: int = field(default=8000, metadata={"help": "Tokens of this tokenizer."})
+    vocab_size: int = field(default=8000, metadata={"help": "Tokens of the tokenizer of --train_tokenizer."})
 
     @property
     def is_new(self) -> bool:
@@ -53,6 +53,7 @@ class ModelArguments(PretrainedArguments):
                     f"The new model has {found}; give either --train_tokenizer or --tokenizer_name, of a tokenizer "
                     "that is there."
                 )
+            self._check_vocab_size()
             return
         given = {
             "--model_type": self.model_type is not None,
@@ -65,6 +66,14 @@ class ModelArguments(PretrainedArguments):
                     f"{flag} belongs to a new model, which takes --model_type or --config_name, and no "
                     f"--model_name_or_path; leave out {flag} to train the model '{self.model_name_or_path}'."
                 )
+        self._check_vocab_size()
+
+    def _check_vocab_size(self) -> None:
+        if not self.train_tokenizer and self.vocab_size != type(self).vocab_size:
+            raise ValueError(
+                f"--vocab_size {self.vocab_size} is that of a tokenizer that is trained here, and none is; add "
+                "--train_tokenizer, or leave it out."
+            )
 
 
 @dataclass

@@ -20,6 +20,7 @@ from transformers import (
     AutoTokenizer,
     DataCollatorForSeq2Seq,
     EvalPrediction,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     Seq2SeqTrainingArguments,
@@ -76,11 +77,15 @@ def load_model(
     if hasattr(tokenizer, "src_lang"):
         tokenizer.src_lang, tokenizer.tgt_lang = data.source_lang, data.target_lang
         if model.config.decoder_start_token_id is None:
-            model.config.decoder_start_token_id = token_of(tokenizer, data.target_lang, "--target_lang")
+            start = token_of(tokenizer, data.target_lang, "--target_lang")
+            model.config.decoder_start_token_id = model.generation_config.decoder_start_token_id = start
     if model.config.decoder_start_token_id is None:
         raise ValueError(
             f"The configuration of '{source}' has no decoder_start_token_id, with which a translation begins; add it."
         )
+    if model.generation_config.decoder_start_token_id is None:
+        # Else `generate` would begin with the bos token, which the decoder was not trained to begin with.
+        model.generation_config.decoder_start_token_id = model.config.decoder_start_token_id
     if data.forced_bos_token is not None:
         model.generation_config.forced_bos_token_id = token_of(tokenizer, data.forced_bos_token, "--forced_bos_token")
     return model, tokenizer
@@ -127,15 +132,32 @@ def length_limits(
     Raises:
         ValueError: if translations would be longer than the model can write.
     """
-    positions = getattr(model.config, "max_position_embeddings", None) or tokenizer.model_max_length
-    limit = min(positions, tokenizer.model_max_length)
-    if training.generation_max_length > positions:
+    read, written = positions_of(model.config, "encoder"), positions_of(model.config, "decoder")
+    if written is not None and training.generation_max_length > written:
         raise ValueError(
-            f"Translations may have {training.generation_max_length} tokens and the model has {positions} positions; "
-            "lower --generation_max_length or --max_target_length."
+            f"Translations may have {training.generation_max_length} tokens and the model has {written} positions; "
+            "lower --generation_max_length, --val_max_target_length or --max_target_length."
         )
-    lengths = (data.max_source_length, data.max_target_length, data.val_max_target_length)
-    return tuple(token_limit(length, limit, logger) for length in lengths)
+    positions = {"max_source_length": read, "max_target_length": written, "val_max_target_length": written}
+    lengths = []
+    for name, count in positions.items():
+        length = getattr(data, name)
+        if count is not None:
+            length = token_limit(length, min(count, tokenizer.model_max_length), logger, name=name)
+        lengths.append(length)
+    return tuple(lengths)
+
+
+def positions_of(config: PreTrainedConfig, side: str) -> int | None:
+    """How many tokens the encoder or the decoder has positions for; None where they are relative, as those of T5.
+
+    The tokenizer's `model_max_length` is no limit there, but only the length that such a model was pretrained with.
+    """
+    for each in (config, getattr(config, side, None)):
+        for name in (f"max_{side}_position_embeddings", "max_position_embeddings"):
+            if (count := getattr(each, name, None)) is not None:
+                return count
+    return None
 
 
 def check_search(nas: NasArguments, training: Seq2SeqTrainingArguments, metric_name: str) -> None:

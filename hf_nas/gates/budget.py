@@ -1,17 +1,17 @@
 """The budget of a pruning: expected sparsity from any costs, and the multipliers that hold it at its target."""
 
-import math
 from typing import Any
 
 import torch
 from torch import nn
 
 from hf_nas.gates.unit_gates import UnitGates
+from hf_nas.gates.voita import VoitaGates
 from hf_nas.profiling.unit_costs import UnitCosts
 
 
-# The ends of the clamped logits.
-_CLAMPED = math.log(100)
+# By so much a target may be out of reach: probabilities keep off 0, and a budget may close every gate there is.
+_ROUNDING = 1e-5
 
 
 class BudgetController(nn.Module):
@@ -70,11 +70,11 @@ class BudgetController(nn.Module):
         cost = cost + (whole * (fixed_per_dimension + counts * unit_per_dimension)).sum() * dimensions
         return 1 - self.costs.constant / self.costs.total - cost
 
-    def expected_sparsity(self, gates: UnitGates) -> torch.Tensor:
+    def expected_sparsity(self, gates: UnitGates | VoitaGates) -> torch.Tensor:
         """The expected sparsity of the gates' model, shape `()`, differentiable in their logits."""
         return self.sparsity(*gates.expected_open())
 
-    def loss(self, gates: UnitGates, step: int) -> torch.Tensor:
+    def loss(self, gates: UnitGates | VoitaGates, step: int) -> torch.Tensor:
         """The loss term after so many optimizer steps of pruning, shape `()`; it may be negative."""
         return self.penalty(self.expected_sparsity(gates), step)
 
@@ -88,12 +88,12 @@ class BudgetController(nn.Module):
         return {"params": [self.lambda_1, self.lambda_2], "lr": learning_rate, "weight_decay": 0.0, "maximize": True}
 
     @torch.no_grad()
-    def reachable(self, gates: UnitGates) -> tuple[float, float]:
-        """Lowest and highest expected sparsity that the clamped logits of these gates can say."""
+    def reachable(self, gates: UnitGates | VoitaGates) -> tuple[float, float]:
+        """Lowest and highest expected sparsity that the logits of these gates, clamped or not, can say."""
         before = {name: parameter.clone() for name, parameter in gates.named_parameters()}
         ends = []
         try:
-            for end in (_CLAMPED, -_CLAMPED):
+            for end in (gates.logit_limit, -gates.logit_limit):
                 for parameter in gates.parameters():
                     parameter.fill_(end)
                 ends.append(float(self.expected_sparsity(gates)))
@@ -102,7 +102,7 @@ class BudgetController(nn.Module):
                 parameter.copy_(before[name])
         return ends[0], ends[1]
 
-    def check(self, gates: UnitGates) -> None:
+    def check(self, gates: UnitGates | VoitaGates) -> None:
         """Raise a `ValueError` unless these are costs of the gates' model by which they can reach the target."""
         self.costs.check(gates.structure)
         if "hidden" in gates.kinds and not self.costs.per_dimension:
@@ -111,7 +111,7 @@ class BudgetController(nn.Module):
                 "parameters or MACs."
             )
         _, highest = self.reachable(gates)
-        if self.target > highest:
+        if self.target > highest + _ROUNDING:
             raise ValueError(
                 f"The target sparsity {self.target:g} cannot be reached by pruning {', '.join(gates.kinds)}: at most "
                 f"{highest:.4f} of this model can go; lower the target or prune more kinds of units."

@@ -11,8 +11,8 @@ from torch import nn
 _EPSILON = 1e-6
 # How much flatter than the mean of the samples the deterministic values are; a constant of the published code.
 _FLATNESS = 0.8
-# The probability that a logit may say before stretching, at either end.
-_CLAMP = math.log(100)
+# How far from 0 `clamp` lets a logit get, with which its sigmoid is from 0.01 to 0.99.
+CLAMP = math.log(100)
 
 
 class HardConcrete(nn.Module):
@@ -133,7 +133,7 @@ class HardConcrete(nn.Module):
     @torch.no_grad()
     def clamp(self) -> None:
         """Keep the logits where a gate can still change its mind: in [ln 0.01, ln 100]; call it after each step."""
-        self.logits.clamp_(-_CLAMP, _CLAMP)
+        self.logits.clamp_(-CLAMP, CLAMP)
 
     def extra_repr(self) -> str:
         return f"sizes={self.sizes}, temperature={self.temperature:.4g}, stretch=({self.low}, {self.high})"

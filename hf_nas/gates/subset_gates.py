@@ -18,7 +18,8 @@ from hf_nas.gates.unit_budgets import CostBudget, HeadBudget, xavier_bound
 from hf_nas.structures import describe
 
 
-# Temperature below which samples are as good as exact: gradients are 0 but for ties, by which they would overflow.
+# Temperature below which samples are as good as exact: gradients are 0 but for ties, by which they would overflow, and
+# for rounding, which the division by the temperature makes large.
 _FROZEN = 1e-5
 
 
@@ -32,7 +33,8 @@ class SubsetGates(SampledGates):
     act, which [`clamp`] counts; how many micro-batches a step has does not matter. The straight-through variant
     multiplies by the exact choice by w, without noise, and gives each entry of w the gradient by its multiplier.
 
-    Where heads are counted, samples at temperatures below 1e-5 are exact and w gets gradients of 0.
+    Below a temperature of 1e-5 w gets gradients of 0. Samples are exact there: where heads are counted 0 or 1, where
+    costs share a budget all but the one unit that fits in part.
 
     Evaluation multiplies by the exact choice by w, which is also what [`sub_network`] keeps. A budget of everything
     means that the gates are off.
@@ -132,7 +134,8 @@ class SubsetGates(SampledGates):
         if self.schedule is None:
             return straight_through(self.chosen(), scores)
         costs = self._costs.to(dtype=torch.float32).to(scores.device)
-        return relaxed_knapsack(scores + gumbel(uniform), costs, fraction, self.temperature)
+        drawn = relaxed_knapsack(scores + gumbel(uniform), costs, fraction, self.temperature)
+        return drawn.detach() + 0 * scores if self.temperature < _FROZEN else drawn
 
     def deterministic(self) -> torch.Tensor:
         """1 for the units that stay in the end and 0 for the others, shape `(units,)`."""

@@ -8,7 +8,7 @@ import torch
 from transformers import PreTrainedModel
 
 from hf_nas.gates.attachment import AttachedGates, resolve
-from hf_nas.gates.hard_concrete import HardConcrete
+from hf_nas.gates.hard_concrete import CLAMP, HardConcrete
 from hf_nas.gates.hidden import stream_norms
 from hf_nas.gates.kinds import KINDS, check_kinds
 from hf_nas.gates.values import GateValues
@@ -44,6 +44,9 @@ class UnitGates(AttachedGates):
     Raises:
         ValueError: for kinds that are unknown or that the model has no units of, or a wrong number.
     """
+
+    # How far from 0 a logit gets.
+    logit_limit = CLAMP
 
     def __init__(
         self,

@@ -36,6 +36,9 @@ class VoitaGates(SampledGates):
         ValueError: for a budget that does not fit the model or a penalty below 0.
     """
 
+    # How far from 0 a logit gets: as far as the training takes it, since `clamp` limits nothing here.
+    logit_limit = math.inf
+
     def __init__(
         self,
         model: PreTrainedModel,

@@ -3,10 +3,12 @@
 import csv
 
 import pytest
+import torch
 from transformers import AutoModelForQuestionAnswering, AutoModelForSequenceClassification, Trainer, pipeline
 
 from hf_nas import SubNetwork
 from tests.examples.runs import PRUNING_TRAINING, Script, read
+from trainer_plugins import PruningTrainer
 
 
 SETTINGS = PRUNING_TRAINING | {"num_train_epochs": 2}
@@ -64,12 +66,41 @@ def test_importance_of_a_fine_tuned_model(glue, fine_tuned, tmp_path) -> None:
     assert not (tmp_path / "dense").exists()
 
 
+def test_what_importance_leaves_of_a_fine_tuned_model_learns_from_a_teacher(
+    glue, fine_tuned, tmp_path, monkeypatch
+) -> None:
+    teachers, train = [], PruningTrainer.train
+    monkeypatch.setattr(
+        PruningTrainer, "train", lambda self, **options: teachers.append(self.teacher) or train(self, **options)
+    )
+    flags = (
+        "--pruning_method",
+        "michel",
+        "--num_of_heads",
+        "4",
+        "--do_final_finetune",
+        "--final_finetune_epochs",
+        "1",
+    )
+    settings = {"model_name_or_path": fine_tuned, "kd_teacher_model": fine_tuned, "kd_task_weight": 0.0}
+    glue(tmp_path, *flags, **settings)
+    (teacher,) = teachers
+    saved = AutoModelForSequenceClassification.from_pretrained(fine_tuned)
+    assert torch.equal(teacher.classifier.weight, saved.classifier.weight)
+    with pytest.raises(ValueError, match="names a teacher that nothing is learnt from"):
+        glue(tmp_path / "refused", *flags[:4], "--do_eval", **settings)
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
         ((*DSP[:3], "dsp", "--num_of_heads", "3"), "Without --annealing .* add --annealing, or --use_ste"),
         ((*DSP, "--pruning_type", "heads"), "dsp and --pruning_type are two ways to shrink a model"),
         ((*DSP, "--sampling_strategy", "random"), "dsp and --sampling_strategy are two ways"),
+        (
+            (*DSP, "--search_space", "medium"),
+            "--search_space belongs to a super-network .* dsp nothing reads it, so le",
+        ),
         (DSP[1:], "dsp trains gates; add --do_train"),
         (DSP, "dsp takes the weights as they are, but the model .* is not fine-tuned"),
         ((*DSP[:-1], "9", "--joint_pruning"), "9 heads .* the model has 8"),

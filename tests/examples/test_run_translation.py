@@ -1,5 +1,7 @@
 """The translation script from its flags to its files, in one process, with a model that it makes itself."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from transformers import (
@@ -7,8 +9,15 @@ from transformers import (
     AutoTokenizer,
     BertConfig,
     DataCollatorForSeq2Seq,
+    EncoderDecoderConfig,
+    LEDConfig,
+    MarianConfig,
+    MBartConfig,
+    MBartForConditionalGeneration,
+    MBartTokenizer,
     Seq2SeqTrainer,
     Seq2SeqTrainingArguments,
+    T5Config,
     set_seed,
 )
 
@@ -133,6 +142,8 @@ def test_a_teacher(translate, translator, tmp_path):
         ),
         (("--do_train", "--train_tokenizer"), NEW | {"config_overrides": "d_model=30"}, "embed_dim must be divisible"),
         (("--do_train", "--train_tokenizer"), {"model_name_or_path": "x"}, "--train_tokenizer belongs to a new model"),
+        (("--do_train",), {"model_name_or_path": "x", "vocab_size": 330}, "--vocab_size 330 is that of a tokenizer"),
+        (("--do_train", "--tokenizer_name", "x"), NEW, "--vocab_size 330 .*; add --train_tokenizer, or leave it out"),
         (("--do_predict",), {"model_name_or_path": "x"}, "writes translations; add --predict_with_generate"),
         (("--do_train",), {"target_lang": None}, "languages are 'en' and None"),
         (("--do_train",), {"target_lang": "en"}, "languages are 'en' and 'en'"),
@@ -149,6 +160,58 @@ def test_refused_before_training(translate, run_translation, tmp_path, monkeypat
     with pytest.raises(ValueError, match=message):
         translate(tmp_path / "out", *flags, **changes)
     assert not (tmp_path / "out" / "run.json").exists()
+
+
+@pytest.mark.parametrize("start", [None, 2])
+def test_translations_begin_with_the_token_of_the_training(translation_modules, pair_files, tmp_path, start):
+    tokenizer = MBartTokenizer()
+    sizes = {f"{stack}_{name}": value for stack in ("encoder", "decoder")
+             for name, value in (("layers", 1), ("attention_heads", 2), ("ffn_dim", 8))}  # fmt: skip
+    config = MBartConfig(vocab_size=len(tokenizer), d_model=16, decoder_start_token_id=start, **sizes)
+    model = MBartForConditionalGeneration(config)
+    model.generation_config.decoder_start_token_id = None
+    model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    arguments = translation_modules["arguments"]
+    data = arguments.DataTrainingArguments(
+        train_file=pair_files["train_file"], source_lang="en_XX", target_lang="de_DE"
+    )
+    given = arguments.ModelArguments(model_name_or_path=str(tmp_path))
+    model, tokenizer = translation_modules["run_translation"].load_model(given, str(tmp_path), data)
+    # Without one in the configuration, the language's, which labels are shifted to; `generate` reads its own.
+    wanted = tokenizer.convert_tokens_to_ids("de_DE") if start is None else start
+    assert (model.config.decoder_start_token_id, model.generation_config.decoder_start_token_id) == (wanted, wanted)
+    tokens = model.generate(**tokenizer("en_XX", return_tensors="pt"), max_new_tokens=3)
+    assert int(tokens[0, 0]) == wanted != model.generation_config.bos_token_id
+
+
+def limits(modules: dict, config, tokenizer_limit: int, max_length: int = 20, **lengths) -> tuple[int, int, int]:
+    data = SimpleNamespace(
+        **{"max_source_length": 1024, "max_target_length": 128, "val_max_target_length": 128} | lengths
+    )
+    training = SimpleNamespace(generation_max_length=max_length)
+    model, tokenizer = SimpleNamespace(config=config), SimpleNamespace(model_max_length=tokenizer_limit)
+    return modules["run_translation"].length_limits(data, training, model, tokenizer)
+
+
+def test_texts_are_cut_where_the_model_has_no_positions_for_more(translation_modules, caplog):
+    t5 = limits(translation_modules, T5Config(), 512, max_length=600, max_target_length=700, val_max_target_length=600)
+    assert t5 == (1024, 700, 600) and not caplog.records
+    with caplog.at_level("WARNING"):
+        assert limits(translation_modules, MarianConfig(max_position_embeddings=64), 512) == (64, 64, 64)
+    flags = ("max_source_length 1024", "max_target_length 128", "val_max_target_length 128")
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{flag} is cut to the model's 64." for flag in flags
+    ]
+    assert limits(translation_modules, MarianConfig(), 32) == (32, 32, 32)
+    led = LEDConfig(max_encoder_position_embeddings=512, max_decoder_position_embeddings=100)
+    assert limits(translation_modules, led, 10**30) == (512, 100, 100)
+    parts = EncoderDecoderConfig.from_encoder_decoder_configs(
+        BertConfig(max_position_embeddings=40), BertConfig(max_position_embeddings=30)
+    )
+    assert limits(translation_modules, parts, 10**30) == (40, 30, 30)
+    with pytest.raises(ValueError, match="Translations may have 31 tokens and the model has 30 positions; lower"):
+        limits(translation_modules, parts, 10**30, max_length=31)
 
 
 def test_models_that_do_not_fit(translate, translator, tmp_path):

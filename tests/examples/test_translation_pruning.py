@@ -12,7 +12,7 @@ from hf_nas.subnetwork import kept_ids
 from tests import zoo
 from tests.examples.runs import counted_steps, read, weights
 from tests.examples.translations import NEW, bleu, pairs, translate_with
-from trainer_plugins import TranslationPruningTrainer, head_pruning
+from trainer_plugins import TranslationPruningTrainer, head_front, head_pruning
 
 
 KINDS = ["encoder self-attention", "cross-attention", "decoder self-attention"]
@@ -108,6 +108,13 @@ def test_all_sizes_by_importance(translate, translator, pair_files, tmp_path) ->
     assert points[0]["eval_bleu"] == pytest.approx(read(translator)["eval_bleu"])
     assert points[1]["eval_bleu"] == pytest.approx(read(tmp_path)["eval_bleu"])
     check_translates(tmp_path / "pruned", pair_files, read(tmp_path))
+    # Measured in another way: again, and the order is that from before.
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(head_front, "michel_order", None)
+        translate(tmp_path, *flags, *BLEU[:2], model_name_or_path=translator, max_eval_samples=9)
+    again = read(tmp_path, "front.json")
+    assert (again["evaluation"]["rows"], again["evaluation"]["generation_num_beams"]) == (9, 1)
+    assert again["points"][1]["eval_bleu"] == pytest.approx(read(tmp_path)["eval_bleu"])
     # By kind, those that this order removes last.
     translate(tmp_path / "kinds", *flags[:2], *BY_KIND, *flags[4:], model_name_or_path=translator)
     assert [point["heads"] for point in read(tmp_path / "kinds", "front.json")["points"]] == [24, 16, 8, 0]

@@ -40,6 +40,26 @@ def test_at_the_end_of_the_schedule_draws_are_exact_samples() -> None:
     assert len(drawn) > 5 and not bool(gates.w.grad.any())
 
 
+def test_at_the_end_of_the_schedule_rounding_is_no_gradient_by_costs() -> None:
+    model = zoo.build("bert").train()
+    costs = parameter_costs(model)
+    gates = make(model, CostBudget(costs, 0.4))
+    loss = lambda: model(**zoo.inputs_for(model, labels=True)).loss  # noqa: E731
+    loss().backward()
+    assert bool((gates.w.grad != 0).all())
+    gates.w.grad = None
+    for _ in range(8):
+        gates.clamp()
+    drawn = set()
+    for _ in range(20):
+        loss().backward()
+        values = flat(gates.current)
+        drawn.add(tuple(values.tolist()))
+        # The budget holds as before: with one unit in part.
+        assert int(((values > 0) & (values < 1)).sum()) <= 1
+    assert len(drawn) > 5 and gates.w.grad is not None and not bool(gates.w.grad.any())
+
+
 def test_draws_depend_on_seed_and_number_alone_and_go_on_after_a_resume() -> None:
     def draws(gates: SubsetGates, model, count: int) -> list[torch.Tensor]:
         found = []

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch.nn import functional
+from transformers import BertConfig, BertModel
 
 from hf_nas import describe, extract
 from hf_nas.gates import (
@@ -179,6 +180,27 @@ def test_how_far_the_gates_are_from_each_part_of_the_budget() -> None:
     (encoder, kept), (decoder, kept_there) = gates.expected_by_part()
     assert (kept, kept_there) == (5, 2) and encoder == pytest.approx(12, abs=0.01) and decoder < 0.01
     assert VoitaGates(zoo.build("bart")).expected_by_part() == []
+
+
+def test_a_lagrangian_may_ask_for_one_head_of_many_or_for_none_of_a_kind() -> None:
+    settings = {"vocab_size": 8, "hidden_size": 24, "intermediate_size": 4, "max_position_embeddings": 8}
+    model = BertModel(BertConfig(num_hidden_layers=12, num_attention_heads=12, **settings))
+    costs = head_costs(describe(model))
+    for count in (1, 2, 3):
+        with VoitaGates(model, budget=count) as gates:
+            before = gates.heads.logits.detach().clone()
+            controller = BudgetController(costs, 1 - count / 144)
+            controller.check(gates)
+            assert controller.reachable(gates) == pytest.approx((0, 1), abs=1e-5)
+            assert torch.equal(gates.heads.logits, before)
+    # CoFi's logits are clamped, so that 3 heads are expected to be open at least.
+    with UnitGates(model, ("heads",)) as gates, pytest.raises(ValueError, match="cannot be reached by pruning heads"):
+        BudgetController(costs, 1 - 1 / 144).check(gates)
+    decoder = zoo.build("marian")
+    with VoitaGates(decoder, budget=HeadBudget({"decoder.attention": 0, "encoder.attention": 2})) as gates:
+        BudgetController(head_costs(describe(decoder)), 1 - 14 / 36).check(gates)
+        with pytest.raises(ValueError, match="0.7 cannot be reached by pruning heads: at most 0.6667"):
+            BudgetController(head_costs(describe(decoder)), 0.7).check(gates)
 
 
 def test_only_gates_that_cost_something_have_a_penalty() -> None:

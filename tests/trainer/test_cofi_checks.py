@@ -48,6 +48,9 @@ NOT_PRUNED = {"pruning_type": None, "target_sparsity": 0.0}
             {"distillation": DistillationArguments(kd_teacher_model="teacher", kd_task_weight=0.5)},
             "--kd_task_weight is not for --do_distill",
         ),
+        ({}, {"super_network": SuperNetworkArguments(search_space="layer")}, "--search_space belongs to a super-netw"),
+        ({}, {"search": SearchArguments(latency_batch_size=4)}, "--latency_batch_size .* with --pruning_type nothing"),
+        ({}, {"distillation": DistillationArguments(kd_temperature=4.0)}, "--kd_temperature belongs to a teacher"),
         ({"lagrangian_warmup_epochs": 2.0}, {}, "num_train_epochs is 3, but pruning begins after epoch 1"),
         ({"do_distill": True}, {}, "--do_distill needs a teacher .* add --distillation_path"),
         ({"distillation_path": "teacher"}, {}, "nothing is learnt from; add --do_distill"),
@@ -95,6 +98,7 @@ def test_flags_that_fit_are_accepted(tmp_path) -> None:
     training = TrainingArguments(str(tmp_path), do_train=True, num_train_epochs=4)
     check_pruning(training, shrinking({}))
     check_pruning(training, NasArguments())
+    check_pruning(training, shrinking({"pruning_budget": "latency"}, search=SearchArguments(latency_batch_size=4)))
     nas = shrinking(
         {"do_distill": True, "do_layer_distill": True, "distillation_path": "teacher"},
         super_network=SuperNetworkArguments(temperature=0.33),

@@ -76,6 +76,8 @@ def prune(
     model: PreTrainedModel | None = None,
     final: dict | None = None,
     count: int = 48,
+    evaluated: int = 16,
+    teacher: PreTrainedModel | None = None,
     **settings,
 ) -> PruningOutcome:
     """A whole run on a tiny BERT."""
@@ -86,9 +88,10 @@ def prune(
         HeadPruningArguments(**heads),
         sequence_length=8,
         final=PruningArguments(final_finetune_epochs=1.0, **(final or {})),
+        teacher=teacher,
         record={"seed": 0},
         train_dataset=data,
-        eval_dataset=data[:16],
+        eval_dataset=data[:evaluated],
         data_collator=default_data_collator,
         compute_metrics=accuracy,
     )

@@ -6,7 +6,12 @@ from transformers import TrainingArguments
 from tests import zoo
 from tests.trainer.test_head_pruning import DSP, MICHEL, VOITA, prune, total_heads
 from trainer_plugins import HeadPruningArguments, NasArguments, PruningArguments, check_arguments
-from trainer_plugins.arguments import SearchArguments, SuperNetworkArguments
+from trainer_plugins.arguments import (
+    DistillationArguments,
+    EftnasArguments,
+    SearchArguments,
+    SuperNetworkArguments,
+)
 from trainer_plugins.head_pruning_checks import check_fine_tuned, check_head_pruning
 
 
@@ -55,6 +60,14 @@ def asking(heads: dict, **others) -> NasArguments:
         ({"gate_neurons": True}, {}, "--gate_neurons belongs to a pruning of heads"),
         ({**DSP, "num_of_heads_cross": 3}, {}, "for all attentions together and --num_of_heads_cross for one kind"),
         (DSP, {"pruning": PruningArguments(do_final_finetune=True, final_finetune_epochs=0)}, "_epochs is 0; choose"),
+        (DSP, {"super_network": SuperNetworkArguments(search_space="medium")}, "--search_space belongs to a super-"),
+        (VOITA, {"super_network": SuperNetworkArguments(num_random_sub_nets=2)}, "--num_random_sub_nets belongs to a"),
+        (DSP, {"super_network": SuperNetworkArguments(importance="none")}, "--importance belongs to .* with --prun"),
+        (DSP, {"super_network": SuperNetworkArguments(temperature=1.0)}, "--temperature .* reads it, so leave it out"),
+        (MICHEL, {"search": SearchArguments(num_samples=7)}, "--num_samples belongs to a search .--do_search.; with "),
+        (DSP, {"search": SearchArguments(search_objectives=["error", "macs"])}, "--search_objectives belongs to a s"),
+        (DSP, {"eftnas": EftnasArguments(space_count=3)}, "--space_count belongs to the steps of EFTNAS; with --pru"),
+        (DSP, {"distillation": DistillationArguments(kd_task_weight=0.5)}, "--kd_task_weight belongs to a teacher"),
     ],
 )  # fmt: skip
 def test_flags_that_contradict_each_other_are_refused(heads: dict, others: dict, message: str, tmp_path) -> None:
@@ -79,6 +92,18 @@ def test_flags_that_fit_are_accepted(tmp_path) -> None:
             ),
             asking(DSP),
         )
+
+
+def test_a_teacher_that_nothing_is_learnt_from_is_refused(tmp_path) -> None:
+    teacher = DistillationArguments(kd_teacher_model="teacher", kd_task_weight=0.5)
+    training, message = TrainingArguments(str(tmp_path)), "nothing is learnt from, .* add --do_train or --do_final_fin"
+    with pytest.raises(ValueError, match=message):
+        check_head_pruning(training, asking(MICHEL, distillation=teacher))
+    final = PruningArguments(do_final_finetune=True)
+    check_head_pruning(training, asking(MICHEL, distillation=teacher, pruning=final))
+    check_head_pruning(TrainingArguments(str(tmp_path), do_train=True), asking(MICHEL, distillation=teacher))
+    with pytest.raises(ValueError, match=message):
+        prune(tmp_path / "out", MICHEL, do_train=False, teacher=zoo.build("bert", seed=5))
 
 
 def test_what_the_model_cannot_do_is_refused(tmp_path) -> None:
