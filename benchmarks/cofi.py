@@ -64,9 +64,9 @@ class TaskPlan:
 
 
 TASKS = {
-    "mrpc": TaskPlan("mrpc", "f1", dense=8, before=1, rising=4, pruning=12, after=6),
-    "sst2": TaskPlan("sst2", "accuracy", 2, before=1, rising=1, pruning=4, after=2, flags="--max_train_samples 20000"),
-    "qnli_devsplit": TaskPlan("qnli", "accuracy", dense=6, before=1, rising=3, pruning=8, after=4),
+    "mrpc": TaskPlan("mrpc", "f1", dense=5, before=1, rising=3, pruning=8, after=4),
+    "sst2": TaskPlan("sst2", "accuracy", 3, before=1, rising=1, pruning=4, after=2, flags="--max_train_samples 20000"),
+    "qnli_devsplit": TaskPlan("qnli", "accuracy", dense=5, before=1, rising=3, pruning=8, after=4),
 }
 
 

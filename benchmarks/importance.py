@@ -11,7 +11,7 @@ import csv
 import json
 from pathlib import Path
 
-from glue import COMMON, SEARCH, TASKS, add_arguments, run_script, spread
+from glue import COMMON, TASKS, add_arguments, run_script, spread
 
 from hf_nas.files import write_json
 from hf_nas.search import hypervolume
@@ -20,6 +20,7 @@ from hf_nas.search import hypervolume
 ORDERS = ("movement", "magnitude", "gradient", "none")
 # Fewer than in glue.py: these are 24 trainings.
 EPOCHS = {"mrpc": 4, "sst2": 1}
+SEARCH = "--do_search --search_strategy nsga2 --num_samples 30"
 # Movement scores are final after these, and are trained for as many again.
 MOVEMENT_EPOCHS = {"mrpc": 2.0, "sst2": 0.5}
 # Errors are below 1, shares of the parameters at most 1; the full network counts.
