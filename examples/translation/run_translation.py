@@ -206,8 +206,10 @@ def main() -> None:
     model_args, data_args, training_args, nas = parse_arguments(
         ModelArguments, DataTrainingArguments, Seq2SeqTrainingArguments
     )
-    metric_name, metric = data_args.search_metric, SEARCH_METRICS[data_args.search_metric]
+    metric = SEARCH_METRICS[data_args.search_metric]
     apply_config(nas, model_args, metric_scale=metric.scale)
+    # The flag says by which metric is searched; a configuration may say the same.
+    metric_name = nas.metric_name(data_args.search_metric, (data_args.search_metric,))
     needed = needed_splits(training_args, nas)
     check_search(nas, training_args, metric_name)
     # End of NAS 1 of 4.

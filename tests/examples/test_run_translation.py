@@ -1,5 +1,6 @@
 """The translation script from its flags to its files, in one process, with a model that it makes itself."""
 
+import json
 from types import SimpleNamespace
 
 import pytest
@@ -160,6 +161,14 @@ def test_refused_before_training(translate, run_translation, tmp_path, monkeypat
     with pytest.raises(ValueError, match=message):
         translate(tmp_path / "out", *flags, **changes)
     assert not (tmp_path / "out" / "run.json").exists()
+
+
+def test_a_configuration_that_searches_by_another_metric_is_refused(translate, tmp_path):
+    search = {"algorithm": "NSGA2", "num_evals": 4, "population": 2, "eval_metric_name": "eval_f1"}
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps({"input_info": [{"sample_size": [1, 8]}], "bootstrapNAS": {"search": search}}))
+    with pytest.raises(ValueError, match="'eval_metric_name' 'eval_f1', which .*; choose one of token_accuracy, or"):
+        translate(tmp_path / "out", "--do_train", "--nncf_config", str(path), model_name_or_path="x")
 
 
 @pytest.mark.parametrize("start", [None, 2])
