@@ -18,7 +18,7 @@ from transformers.trainer_utils import SchedulerType
 
 from hf_nas.extraction import save_extracted
 from hf_nas.files import write_json
-from hf_nas.run_files import EVALUATION_FILE, FINETUNED_FOLDER, PRUNING_FILE, read_object
+from hf_nas.run_files import FINETUNED_FOLDER, PRUNING_FILE, read_object
 from hf_nas.subnetwork import FILE_NAME, SubNetwork
 from trainer_plugins.cofi_arguments import PruningArguments
 from trainer_plugins.cofi_files import last_complete_checkpoint, read_sub_network
@@ -185,8 +185,8 @@ class PruningRun:
         return self.finetune(small, pruned, changes)
 
     def _evaluate_pruned(self, model: PreTrainedModel, pruned: Path) -> None:
-        """Write the metrics before fine-tuning, if evaluation is asked for."""
-        if not self.arguments.do_eval or (pruned / EVALUATION_FILE).is_file():
+        """Write the metrics before fine-tuning, if evaluation is asked for; what is measured may have changed."""
+        if not self.arguments.do_eval:
             return
         evaluator = self.evaluator(model, pruned, self.arguments_in(pruned))
         metrics = evaluator.evaluate()

@@ -246,7 +246,9 @@ def test_weights_and_gates_together(tmp_path, monkeypatch) -> None:
     assert json.loads((tmp_path / "pruned" / "eval_results.json").read_text())["eval_accuracy"] >= 0
     # The same command trains nothing, another one is refused.
     monkeypatch.setattr(PruningTrainer, "train", None)
+    (tmp_path / "pruned" / "eval_results.json").write_text("{}")  # of another evaluation
     again = prune(tmp_path, {**DSP, "joint_pruning": True}, final={"do_final_finetune": True}, do_eval=True)
+    assert json.loads((tmp_path / "pruned" / "eval_results.json").read_text())["eval_accuracy"] >= 0
     assert again.sub_network == outcome.sub_network and same(weights(again.folder), finetuned)
     with pytest.raises(ValueError, match="holds another run .num_of_heads was 5 and is 6.; choose another"):
         prune(tmp_path, {**DSP, "joint_pruning": True, "num_of_heads": 6})
