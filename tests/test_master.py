@@ -4,6 +4,8 @@ Zeroed weights in a full-size copy (the oracle, written apart from the library),
 the extracted model, and that model saved and loaded again, for every family and every corner case.
 """
 
+import copy
+
 import pytest
 import torch
 from transformers import (
@@ -11,6 +13,7 @@ from transformers import (
     AutoModelForImageClassification,
     AutoModelForSeq2SeqLM,
     AutoModelForSequenceClassification,
+    PreTrainedModel,
 )
 
 from hf_nas import SizeTable, SubNetwork, SuperNetwork, describe, extract, save_extracted
@@ -29,9 +32,16 @@ def auto_class(model):
     return AutoModelForSeq2SeqLM if model.config.is_encoder_decoder else AutoModelForCausalLM
 
 
-def assert_close(result: torch.Tensor, wanted: torch.Tensor) -> None:
+def assert_close(result: torch.Tensor, wanted: torch.Tensor, rounding: float = 0.0) -> None:
     # 1e-5 for logits around 1; some tiny random models have logits of a hundred.
-    assert (result - wanted).abs().max() <= 1e-5 * max(1.0, float(wanted.abs().max()))
+    assert (result - wanted).abs().max() <= 1e-5 * max(1.0, float(wanted.abs().max())) + rounding
+
+
+def rounding_of(oracle: PreTrainedModel, inputs: dict, wanted: torch.Tensor) -> float:
+    """How far off its own float32 an oracle may be: T5's by several times 1e-5, since its scores are not scaled."""
+    if oracle.config.model_type != "t5":
+        return 0.0
+    return float((zoo.logits(copy.deepcopy(oracle).double(), inputs) - wanted).abs().max())
 
 
 @pytest.mark.parametrize("name, attention", [(name, how) for name in zoo.MODELS for how in zoo.attentions(name)])
@@ -40,21 +50,24 @@ def test_every_realisation_agrees(name: str, attention: str, tmp_path) -> None:
     inputs = zoo.inputs_for(model)
     table = SizeTable(model)
     for case, sub_network in zoo.corner_cases(model).items():
-        wanted = zoo.logits(zoo.dense_oracle(model, sub_network), inputs)
+        oracle = zoo.dense_oracle(model, sub_network)
+        wanted = zoo.logits(oracle, inputs)
+        rounding = rounding_of(oracle, inputs, wanted)
+        assert rounding <= 1e-4
         with Gates(model, binary_gates(table.structure, sub_network)):
-            assert_close(zoo.logits(model, inputs), wanted)
+            assert_close(zoo.logits(model, inputs), wanted, rounding)
         with SuperNetwork(model) as super_network:
             super_network.activate(sub_network)
-            assert_close(zoo.logits(model, inputs), wanted)
+            assert_close(zoo.logits(model, inputs), wanted, rounding)
             small = extract(model, sub_network)
         assert type(small) is type(model)
-        assert_close(zoo.logits(small, inputs), wanted)
+        assert_close(zoo.logits(small, inputs), wanted, rounding)
         assert sum(p.numel() for p in small.parameters()) == table.parameters(sub_network), case
         folder = tmp_path / case.replace(" ", "_")
         save_extracted(small, sub_network, folder)
         loaded = auto_class(model).from_pretrained(folder, attn_implementation=attention).eval()
         assert type(loaded) is type(model)
-        assert_close(zoo.logits(loaded, inputs), wanted)
+        assert_close(zoo.logits(loaded, inputs), wanted, rounding)
         assert SubNetwork.load(folder, table.structure) == sub_network
 
 

@@ -87,9 +87,8 @@ def quick(monkeypatch):
         monkeypatch.setattr(handover, name, lambda *_: None)
     measure = LatencyTable.measure
 
-    def measure_little(model, batch_size, sequence_length):
-        options = {"widths": 2, "num_networks": 2, "repeats": 1, "progress": False}
-        return measure(model, batch_size, sequence_length, **options)
+    def measure_little(model, **conditions):
+        return measure(model, **conditions, widths=2, num_networks=2, repeats=1, progress=False)
 
     monkeypatch.setattr(LatencyTable, "measure", measure_little)
 
