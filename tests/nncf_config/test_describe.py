@@ -44,6 +44,21 @@ def test_the_width_indicator_can_be_ignored() -> None:
     assert found.sub_layers[1].units == (24, 17, 9, 3)
 
 
+def test_the_decoder_of_a_configuration_has_a_length_of_its_own() -> None:
+    inputs = [
+        {"sample_size": [1, 16], "keyword": "input_ids"},
+        {"sample_size": [1, 5], "keyword": "decoder_input_ids"},
+    ]
+    model = zoo.build("bart")
+    elasticity = "nas__training__elasticity__"
+    given = NncfConfig.from_dict(
+        config(**{"input_info": inputs, f"{elasticity}width": {}, f"{elasticity}depth": {"skipped_blocks": []}})
+    )
+    assert given.lengths == (16, 5) and NncfConfig.from_dict(config()).lengths == (16, None)
+    full, sizes = SubNetwork.full(describe(model)), SizeTable(model)
+    assert describe_config(given, model).largest.macs == sizes.macs(full, 16, 5) < sizes.macs(full, 16)
+
+
 def test_plain_json() -> None:
     found = describe_config(NncfConfig.from_dict(config()), zoo.build("bert")).to_dict()
     assert json.loads(json.dumps(found)) == found

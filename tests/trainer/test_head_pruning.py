@@ -17,6 +17,7 @@ from torch.nn import functional
 from transformers import (
     AutoModelForSequenceClassification,
     PreTrainedModel,
+    Trainer,
     TrainerCallback,
     default_data_collator,
 )
@@ -252,6 +253,21 @@ def test_weights_and_gates_together(tmp_path, monkeypatch) -> None:
     assert again.sub_network == outcome.sub_network and same(weights(again.folder), finetuned)
     with pytest.raises(ValueError, match="holds another run .num_of_heads was 5 and is 6.; choose another"):
         prune(tmp_path, {**DSP, "joint_pruning": True, "num_of_heads": 6})
+
+
+@pytest.mark.parametrize("how", [DSP, {"pruning_method": "dsp", "use_ste": True}])
+def test_with_room_for_all_heads_it_is_plain_fine_tuning(how: dict, tmp_path) -> None:
+    heads = {**how, "num_of_heads": total_heads(bert()), "joint_pruning": True}
+    prune(tmp_path / "pruned", heads, model=zoo.build("bert"))
+    plain = Trainer(
+        model=zoo.build("bert"),
+        args=arguments(tmp_path / "plain", num_train_epochs=1, max_grad_norm=1.0),
+        train_dataset=rows(),
+        data_collator=default_data_collator,
+    )
+    plain.train()
+    plain.save_model()
+    assert same(weights(tmp_path / "pruned" / "pruned"), weights(tmp_path / "plain"))
 
 
 def test_the_gates_decide_and_without_a_number_voita_keeps_the_open_ones(tmp_path) -> None:
