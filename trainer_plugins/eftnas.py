@@ -52,8 +52,7 @@ class SuperNetworkPlan:
 def old_groups(space: SearchSpace) -> WidthGroups:
     """The numbers that the published files give to the sub-layers of a space of widths."""
     structure = space.structure
-    kinds = ("attention", "cross_attention", "feed_forward")
-    names = [s.name for kind in kinds for s in structure if s.kind == kind and s.units]
+    names = WidthGroups.of(structure).names
     choices = {dimension.name: dimension.choices for dimension in space.dimensions}
     widths = [
         [count * structure[name].features for count in choices.get(name, (structure[name].units,)) if count]
