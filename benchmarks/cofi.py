@@ -9,18 +9,18 @@ The last two start from the fine-tuned model, as cofi does unless told otherwise
 cofi in all, with the same teacher, losses and largest learning rate, which falls to nothing (twice in cofi: in the
 pruning, and in the fine-tuning after it). All sizes are the weights of attention and feed-forward networks. The
 speed-up over the dense model is what `hf-nas evaluate` measures. Finished runs are not repeated, so a killed benchmark
-continues.
+continues; those that were made with other flags are set aside and made again.
 """
 
 import argparse
 import json
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from glue import SCRIPT, run_command, spread
+from script_runs import add_run_arguments, keep_same, run_glue, spread
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
 
 from hf_nas import SubNetwork, describe, extract, reorder, save_extracted
@@ -82,14 +82,9 @@ class Runs:
         name = way if sparsity is None else f"{way}-{sparsity:g}"
         return self.arguments.output_dir / f"{self.task}-{name}-{self.seed}"
 
-    def _script(self, folder: Path, model: Path | str, flags: str) -> None:
-        if (folder / "eval_results.json").exists():
-            return
+    def _script(self, folder: Path, model: Path | str, flags: str, after: Sequence[Path] = ()) -> None:
         flags = f"{COMMON} {self.plan.flags} {flags} --task_name {self.plan.name}"
-        flags += " --use_cpu" if self.arguments.device == "cpu" else ""
-        command = [sys.executable, str(SCRIPT), *flags.split(), "--model_name_or_path", str(model)]
-        command += ["--data_dir", str(self.data), "--seed", str(self.seed), "--output_dir", str(folder)]
-        run_command(command, folder, self.arguments.threads)
+        run_glue(self.arguments, folder, flags, data=self.data, model=model, seed=self.seed, after=after)
 
     @property
     def _distillation(self) -> str:
@@ -113,21 +108,22 @@ class Runs:
             f"--reg_learning_rate {self.arguments.reg_learning_rate} --final_finetune_epochs {plan.after}"
         )
         start = self.teacher if self.arguments.start == "dense" else self.arguments.model
-        self._script(folder, start, f"{GATES} {schedule} {self._distillation}")
+        self._script(folder, start, f"{GATES} {schedule} {self._distillation}", after=[self.teacher])
         return folder / "finetuned"
 
     def baseline(self, way: str, sparsity: float, make: Callable[[PreTrainedModel, float], SubNetwork]) -> Path:
         """Cut the fine-tuned model to the size of cofi's and fine-tune it; the folder of the small model."""
         folder, epochs = self.folder(way, sparsity), self.plan.pruning + self.plan.after
-        start = self.folder(f"{way}-start", sparsity)
+        start, cofi = self.folder(f"{way}-start", sparsity), self.folder("cofi", sparsity)
+        keep_same(start, {"way": way}, after=[self.teacher, cofi])
         if not (start / "config.json").exists():
             model = AutoModelForSequenceClassification.from_pretrained(self.teacher)
-            report = json.loads((self.folder("cofi", sparsity) / "pruned" / "pruning.json").read_text())
+            report = json.loads((cofi / "pruned" / "pruning.json").read_text())
             sub_network = make(model, 1 - report["sparsity"])
             tokenizer = AutoTokenizer.from_pretrained(self.teacher)
             save_extracted(extract(model, sub_network), sub_network, start, tokenizer)
         flags = f"--pretrained_pruned_model {start} --num_train_epochs {epochs} {self._distillation}"
-        self._script(folder, start, flags)
+        self._script(folder, start, flags, after=[self.teacher, start])
         return folder / "finetuned"
 
     def score(self, folder: Path) -> float:
@@ -189,9 +185,7 @@ MAKERS = {"layers": layers_dropped, "magnitude": smallest_magnitudes}
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", required=True, help="pretrained model, a folder or a name on the Hub")
-    parser.add_argument("--data_root", type=Path, required=True, help="folder with a folder of Parquet files a task")
-    parser.add_argument("--output_dir", type=Path, required=True, help="where the runs and results.json go")
+    add_run_arguments(parser)
     parser.add_argument("--tasks", nargs="+", choices=sorted(TASKS), default=list(TASKS))
     parser.add_argument("--sparsities", nargs="+", type=float, default=[0.6, 0.95])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
@@ -200,8 +194,6 @@ def main() -> None:
     kinds = "structured_heads+structured_mlp+layer"
     parser.add_argument("--kinds", default=kinds, help="of units, joined by '+'; published: hidden as well")
     parser.add_argument("--reg_learning_rate", type=float, default=0.05, help="of the gates; schedules are short")
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads")
-    parser.add_argument("--device", choices=["cpu", "default"], default="cpu")
     arguments = parser.parse_args()
     rows = []
     for task in arguments.tasks:

@@ -3,22 +3,20 @@
 Runs examples/text-classification/run_glue.py once a task, seed and way (plain, or super-network and search) and prints
 the validation metric of each: the plainly fine-tuned model, the largest sub-network, and the extracted model, which is
 chosen on the selection set among the sub-networks within the budget. Both ways take the same number of epochs; the
-plain one also trains on what the other holds out. Finished runs are not repeated, so a killed benchmark continues.
+plain one also trains on what the other holds out. Finished runs are not repeated, so a killed benchmark continues;
+those that were made with other flags are set aside and made again.
 """
 
 import argparse
 import csv
 import json
-import os
-import statistics
-import subprocess
-import sys
 from pathlib import Path
+
+from script_runs import add_run_arguments, run_glue, spread
 
 from hf_nas.files import write_json
 
 
-SCRIPT = Path(__file__).resolve().parent.parent / "examples" / "text-classification" / "run_glue.py"
 COMMON = (
     "--do_train --do_eval --learning_rate 1e-4 --warmup_steps 0.06 --weight_decay 0.01 --pad_to_max_length False "
     "--train_sampling_strategy group_by_length --per_device_eval_batch_size 64 --save_strategy epoch "
@@ -32,45 +30,23 @@ TASKS = {
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """What every benchmark that runs run_glue.py asks for."""
-    parser.add_argument("--model", required=True, help="pretrained model, a folder or a name on the Hub")
-    parser.add_argument("--data_root", type=Path, required=True, help="folder with a folder of Parquet files a task")
-    parser.add_argument("--output_dir", type=Path, required=True, help="where the runs and results.json go")
+    """What the benchmarks of super-networks ask for."""
+    add_run_arguments(parser)
     parser.add_argument("--tasks", nargs="+", choices=sorted(TASKS), default=sorted(TASKS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--strategy", default="sandwich")
     parser.add_argument("--space", default="small")
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads")
-    parser.add_argument("--device", choices=["cpu", "default"], default="cpu")
-
-
-def run_script(arguments: argparse.Namespace, flags: str, task: str, seed: int, folder: Path, last: Path) -> None:
-    """Run run_glue.py once, unless `last`, the file it writes last, is there."""
-    if last.exists():
-        return
-    paths = ["--model_name_or_path", arguments.model, "--data_dir", str(arguments.data_root / task)]
-    device = ["--use_cpu"] if arguments.device == "cpu" else []
-    command = [sys.executable, str(SCRIPT), *flags.split(), "--task_name", task, "--seed", str(seed)]
-    run_command([*command, *paths, *device, "--output_dir", str(folder)], folder, arguments.threads)
-
-
-def run_command(command: list[str], folder: Path, threads: int) -> None:
-    """Run a script whose output folder this is; what it prints goes to log.txt there."""
-    folder.mkdir(parents=True, exist_ok=True)
-    environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
-    with open(folder / "log.txt", "a", encoding="utf-8") as log:
-        subprocess.run(command, check=True, stdout=log, stderr=log, env=environment)
 
 
 def run(arguments: argparse.Namespace, task: str, way: str, seed: int) -> Path:
     """Run one way with one seed; its folder."""
     folder = arguments.output_dir / f"{task}-{way}-{seed}"
-    flags = f"{COMMON} {TASKS[task][1]}"
+    flags = f"{COMMON} {TASKS[task][1]} --task_name {task}"
     if way == "super-network":
         flags += f" --sampling_strategy {arguments.strategy} --search_space {arguments.space} {SEARCH}"
         flags += f" --max_params_ratio {arguments.budget}"
-    last = folder / ("search_results.json" if way == "super-network" else "eval_results.json")
-    run_script(arguments, flags, task, seed, folder, last)
+    last = "search_results.json" if way == "super-network" else "eval_results.json"
+    run_glue(arguments, folder, flags, data=arguments.data_root / task, model=arguments.model, seed=seed, last=last)
     return folder
 
 
@@ -84,12 +60,6 @@ def scores(folder: Path, metric: str) -> dict[str, float]:
         with open(folder / "search" / "front.csv", encoding="utf-8") as file:
             found["front"] = sum(row["on_front"] == "1" for row in csv.DictReader(file))
     return found
-
-
-def spread(values: list[float]) -> str:
-    """Mean and standard deviation."""
-    deviation = statistics.stdev(values) if len(values) > 1 else 0.0
-    return f"{statistics.mean(values):6.1f} ± {deviation:.1f}"
 
 
 def main() -> None:

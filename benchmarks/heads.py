@@ -13,22 +13,19 @@ killed benchmark continues; those that were made with other flags are set aside 
 """
 
 import argparse
-import itertools
 import json
 import math
 import statistics
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from glue import SCRIPT, run_command, spread
+from script_runs import add_run_arguments, run_glue, spread
 from tqdm.auto import tqdm
 from transformers import AutoConfig
 
 from hf_nas.cli import main as hf_nas
 from hf_nas.files import write_json
-from hf_nas.run_files import differences, read_object
 
 
 COMMON = (
@@ -44,8 +41,6 @@ METHODS = {
     "michel": "--pruning_method michel",
 }
 FROM_DENSE = ("dsp-pipelined", "michel")
-# In the folder of a run: what its results depend on.
-RECORD = "benchmark.json"
 # Epochs of the pipelined method over those of the joint one, as published.
 PIPELINED = 1 / 3
 # Of all heads, up to which a number of them is a small one.
@@ -80,21 +75,10 @@ class Runs:
         return self.arguments.output_dir / f"{self.task}-{name}-{self.seed}"
 
     def _script(self, folder: Path, model: Path | str, flags: str, epochs: float) -> None:
-        data = self.arguments.data_root / self.task
-        flags = f"{COMMON} {flags} --task_name {self.task} --num_train_epochs {epochs:g} --seed {self.seed}"
+        flags = f"{COMMON} {flags} --task_name {self.task} --num_train_epochs {epochs:g}"
         flags += f" --max_train_samples {self.rows}" if self.rows else ""
-        # With the epochs of the dense model, which some start from.
-        record = {"flags": flags, "model": str(self.arguments.model), "data": str(data.resolve())}
-        record["dense_epochs"] = self.epochs
-        if folder.exists() and (earlier := read_object(folder / RECORD)) != record:
-            _set_aside(folder, earlier, record)
-        if (folder / "eval_results.json").exists():
-            return
-        write_json(folder / RECORD, record)
-        flags += " --use_cpu" if self.arguments.device == "cpu" else ""
-        command = [sys.executable, str(SCRIPT), *flags.split(), "--model_name_or_path", str(model)]
-        command += ["--data_dir", str(data), "--output_dir", str(folder)]
-        run_command(command, folder, self.arguments.threads)
+        after, data = [model] if model == self.folder("dense") else [], self.arguments.data_root / self.task
+        run_glue(self.arguments, folder, flags, data=data, model=model, seed=self.seed, after=after)
 
     def dense(self) -> float:
         """The score of the plainly fine-tuned model, in percent."""
@@ -133,15 +117,6 @@ class Runs:
 
     def _percent(self, results: Mapping[str, float]) -> float:
         return 100 * results[f"eval_{self.plan.metric}"]
-
-
-def _set_aside(folder: Path, earlier: Mapping[str, object], record: Mapping[str, object]) -> None:
-    """Rename the folder of a run with other flags, which may have taken hours."""
-    names = (folder.with_name(f"{folder.name}.other-{number}") for number in itertools.count(1))
-    target = next(name for name in names if not name.exists())
-    folder.rename(target)
-    changed = "; ".join(differences(earlier, record).values())
-    print(f"'{folder}' holds a run with other flags ({changed}), which is in '{target}' now.")
 
 
 def _is_dense(method: str, heads: int, total: int) -> bool:
@@ -282,17 +257,13 @@ def draw(arguments: argparse.Namespace, task: str, heads: Sequence[int], total: 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", required=True, help="pretrained BERT-like model, a folder or a name on the Hub")
-    parser.add_argument("--data_root", type=Path, required=True, help="folder with a folder of Parquet files a task")
-    parser.add_argument("--output_dir", type=Path, required=True, help="where the runs and results.json go")
+    add_run_arguments(parser)
     parser.add_argument("--tasks", nargs="+", choices=sorted(TASKS), default=sorted(TASKS))
     parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS))
     parser.add_argument("--heads", nargs="+", default=["all", "36", "24", "12", "6"], help="heads to keep")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--epochs", type=float, help="of joint and dense trainings, instead of the task's")
     parser.add_argument("--max_train_samples", type=int, help="train on so many rows, instead of the task's")
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads")
-    parser.add_argument("--device", choices=["cpu", "default"], default="cpu")
     arguments = parser.parse_args()
     total = count_heads(arguments.model)
     heads = parse_heads(arguments.heads, total)

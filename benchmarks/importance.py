@@ -3,7 +3,8 @@
 Runs examples/text-classification/run_glue.py once a task, seed and importance, with the same super-network training
 and search, and prints the hypervolume of the front (error against the share of the encoder's parameters): on the
 selection set that was searched, and on the validation set that was not. Movement scores cost a training of their own
-before that. Finished runs are not repeated, so a killed benchmark continues.
+before that. Finished runs are not repeated, so a killed benchmark continues; those that were made with other flags are
+set aside and made again.
 """
 
 import argparse
@@ -11,7 +12,8 @@ import csv
 import json
 from pathlib import Path
 
-from glue import COMMON, TASKS, add_arguments, run_script, spread
+from glue import COMMON, TASKS, add_arguments
+from script_runs import run_glue, spread
 
 from hf_nas.files import write_json
 from hf_nas.search import hypervolume
@@ -31,9 +33,9 @@ def flags(arguments: argparse.Namespace, task: str, order: str) -> str:
     """What this benchmark adds to the flags of a task."""
     warmup = MOVEMENT_EPOCHS[task]
     return (
-        f"{COMMON} {TASKS[task][1]} --sampling_strategy {arguments.strategy} --search_space {arguments.space} "
-        f"--num_train_epochs {EPOCHS[task]} {SEARCH} --importance {order} "
-        f"--movement_warmup_start_epoch {warmup / 4} --movement_warmup_end_epoch {warmup}"
+        f"{COMMON} {TASKS[task][1]} --task_name {task} --sampling_strategy {arguments.strategy} "
+        f"--search_space {arguments.space} --num_train_epochs {EPOCHS[task]} {SEARCH} "
+        f"--importance {order} --movement_warmup_start_epoch {warmup / 4} --movement_warmup_end_epoch {warmup}"
     )
 
 
@@ -61,8 +63,8 @@ def main() -> None:
             found = []
             for seed in arguments.seeds:
                 folder = arguments.output_dir / f"{task}-{order}-{seed}"
-                last = folder / "search_results.json"
-                run_script(arguments, flags(arguments, task, order), task, seed, folder, last)
+                given = {"data": arguments.data_root / task, "model": arguments.model, "seed": seed}
+                run_glue(arguments, folder, flags(arguments, task, order), **given, last="search_results.json")
                 found.append(scores(folder, task))
             rows.append({"task": task, "importance": order, "seeds": arguments.seeds, "runs": found})
     print(f"{arguments.strategy}, {arguments.space} space, mean and standard deviation over seeds {arguments.seeds}")

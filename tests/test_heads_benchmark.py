@@ -75,17 +75,16 @@ def test_one_front_has_all_numbers_and_finished_runs_are_not_repeated(heads, tmp
     def run_command(command: list[str], folder: Path, threads: int) -> None:
         flags = dict(zip(command, command[1:]))
         started.append((folder.name, flags["--num_train_epochs"], flags["--model_name_or_path"], command))
-        folder.mkdir(parents=True, exist_ok=True)
         (folder / "eval_results.json").write_text('{"eval_f1": 0.5}')
         if "--heads_per_step" in flags:
             step = int(flags["--heads_per_step"])
             points = ", ".join(f'{{"heads": {number}, "eval_f1": {number / 100}}}' for number in range(72, -1, -step))
             (folder / "front.json").write_text(f'{{"points": [{points}]}}')
 
-    monkeypatch.setattr(heads, "run_command", run_command)
+    monkeypatch.setattr(sys.modules["script_runs"], "run_command", run_command)
     settings = {
         "output_dir": tmp_path, "data_root": tmp_path / "data", "model": "base", "epochs": 6, "max_train_samples": 64,
-        "threads": 1, "device": "cpu",
+        "threads": 1, "device": "cpu", "bf16": False,
     }  # fmt: skip
     runs = heads.Runs(argparse.Namespace(**settings), "mrpc", 3)
     for _ in range(2):
@@ -106,7 +105,9 @@ def test_one_front_has_all_numbers_and_finished_runs_are_not_repeated(heads, tmp
     assert len(started) == 4
 
 
-@pytest.mark.parametrize("change", [{"epochs": 3}, {"max_train_samples": 32}, {"model": "other"}, {"data_root": "b"}])
+@pytest.mark.parametrize(
+    "change", [{"epochs": 3}, {"max_train_samples": 32}, {"model": "other"}, {"data_root": "b"}, {"bf16": True}]
+)
 def test_runs_with_other_flags_are_set_aside_and_made_again(heads, tmp_path, monkeypatch, capsys, change) -> None:
     started = []
 
@@ -116,10 +117,10 @@ def test_runs_with_other_flags_are_set_aside_and_made_again(heads, tmp_path, mon
         (folder / "eval_results.json").write_text(f'{{"eval_f1": {len(started) / 100}}}')
         (folder / "front.json").write_text(f'{{"points": [{{"heads": 72, "eval_f1": {len(started) / 100}}}]}}')
 
-    monkeypatch.setattr(heads, "run_command", run_command)
+    monkeypatch.setattr(sys.modules["script_runs"], "run_command", run_command)
     settings = {
         "output_dir": tmp_path, "data_root": tmp_path, "model": "base", "epochs": 6, "max_train_samples": 64,
-        "threads": 1, "device": "cpu",
+        "threads": 1, "device": "cpu", "bf16": False,
     }  # fmt: skip
     first = heads.Runs(argparse.Namespace(**settings), "mrpc", 3)
     settings = settings | change | {"data_root": tmp_path / change.get("data_root", "")}
