@@ -18,10 +18,10 @@ from hf_nas.search import (
 from hf_nas.space import SearchSpace, get_sampler, get_search_space
 from hf_nas.structures import describe
 from trainer_plugins.arguments import DistillationArguments, EftnasArguments, NasArguments, SearchArguments
-from trainer_plugins.cofi_checks import check_prunable
-from trainer_plugins.eftnas import stages_of
-from trainer_plugins.head_pruning_checks import check_fine_tuned, check_heads
-from trainer_plugins.staged_training import check_order
+from trainer_plugins.eftnas.plan import stages_of
+from trainer_plugins.head_pruning.checks import check_fine_tuned, check_heads
+from trainer_plugins.pruning.checks import check_prunable
+from trainer_plugins.super_network.staged_training import check_order
 
 
 NAS_TYPES = ("weight_sharing", "standard")

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from trainer_plugins.script_arguments import DataFileArguments, PretrainedArguments
+from trainer_plugins.scripts.arguments import DataFileArguments, PretrainedArguments
 
 
 @dataclass

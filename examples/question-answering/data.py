@@ -12,8 +12,8 @@ import numpy as np
 from datasets import Dataset, Features, List, Value
 from datasets.exceptions import DatasetGenerationError
 
-from trainer_plugins.script_arguments import FILE_TYPES
-from trainer_plugins.script_data import check_not_empty, missing_split, read_splits, read_table, unreadable
+from trainer_plugins.scripts.arguments import FILE_TYPES
+from trainer_plugins.scripts.data import check_not_empty, missing_split, read_splits, read_table, unreadable
 
 
 logger = logging.getLogger(__name__)

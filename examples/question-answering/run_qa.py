@@ -39,11 +39,10 @@ from trainer_plugins import (
     check_arguments,
     run_search,
 )
-from trainer_plugins.question_answering import QuestionAnsweringTrainer, span_logits
 from trainer_plugins.run_state import Run
-from trainer_plugins.script_arguments import parse_arguments
-from trainer_plugins.script_checks import needed_splits
-from trainer_plugins.scripts import (
+from trainer_plugins.scripts.arguments import parse_arguments
+from trainer_plugins.scripts.checks import needed_splits
+from trainer_plugins.scripts.steps import (
     hold_out,
     set_up,
     show_search,
@@ -52,7 +51,8 @@ from trainer_plugins.scripts import (
     train_or_prune,
     write_card,
 )
-from trainer_plugins.search import ScoredRows
+from trainer_plugins.search.run import ScoredRows
+from trainer_plugins.tasks.question_answering import QuestionAnsweringTrainer, span_logits
 from windows import READING_COLUMNS, WindowMaker, check_positions
 
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 
 from data import TASKS
-from trainer_plugins.script_arguments import DataFileArguments, PretrainedArguments
+from trainer_plugins.scripts.arguments import DataFileArguments, PretrainedArguments
 
 
 @dataclass

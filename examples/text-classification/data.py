@@ -9,7 +9,7 @@ from typing import Any
 from datasets import ClassLabel, Dataset, Features, Value, load_dataset
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
-from trainer_plugins.script_data import ROLES, check_not_empty, files_in, missing_split, read_table
+from trainer_plugins.scripts.data import ROLES, check_not_empty, files_in, missing_split, read_table
 
 
 SENTENCES = ("sentence1", "sentence2")

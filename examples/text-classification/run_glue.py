@@ -39,9 +39,9 @@ from trainer_plugins import (
     run_standard_nas,
 )
 from trainer_plugins.run_state import Run
-from trainer_plugins.script_arguments import parse_arguments
-from trainer_plugins.script_checks import is_standard_nas, needed_splits
-from trainer_plugins.scripts import (
+from trainer_plugins.scripts.arguments import parse_arguments
+from trainer_plugins.scripts.checks import is_standard_nas, needed_splits
+from trainer_plugins.scripts.steps import (
     hold_out,
     set_up,
     show_search,

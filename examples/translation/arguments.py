@@ -4,8 +4,8 @@ from dataclasses import dataclass, field
 
 from transformers import Seq2SeqTrainingArguments
 
-from trainer_plugins.script_arguments import DataFileArguments, PretrainedArguments
-from trainer_plugins.translation import SEARCH_METRICS
+from trainer_plugins.scripts.arguments import DataFileArguments, PretrainedArguments
+from trainer_plugins.tasks.translation import SEARCH_METRICS
 
 
 @dataclass

@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 from datasets import Dataset, Value
 from transformers import PreTrainedTokenizerBase
 
-from trainer_plugins.script_data import check_not_empty, missing_split, read_splits
+from trainer_plugins.scripts.data import check_not_empty, missing_split, read_splits
 
 
 logger = logging.getLogger(__name__)

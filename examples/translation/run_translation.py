@@ -33,9 +33,9 @@ from hf_nas.files import write_text
 from scratch import FOLDER, make_model
 from trainer_plugins import NasArguments, TranslationPruningTrainer, apply_config, check_arguments, run_search
 from trainer_plugins.run_state import Run
-from trainer_plugins.script_arguments import parse_arguments
-from trainer_plugins.script_checks import needed_splits
-from trainer_plugins.scripts import (
+from trainer_plugins.scripts.arguments import parse_arguments
+from trainer_plugins.scripts.checks import needed_splits
+from trainer_plugins.scripts.steps import (
     hold_out,
     set_up,
     show_search,
@@ -44,7 +44,7 @@ from trainer_plugins.scripts import (
     train_or_prune,
     write_card,
 )
-from trainer_plugins.translation import (
+from trainer_plugins.tasks.translation import (
     SEARCH_METRICS,
     CandidateScores,
     TranslationRows,

@@ -11,8 +11,8 @@ from hf_nas.cli import main
 from tests import zoo
 from tests.cli import refusals
 from tests.report.compare.runs import dense_run, dsp_run, results, search_run
-from tests.trainer.pruning_world import accuracy, arguments
-from tests.trainer.worlds import rows
+from tests.trainer_plugins.pruning_world import accuracy, arguments
+from tests.trainer_plugins.worlds import rows
 from trainer_plugins import HeadPruningArguments, run_head_pruning
 
 

@@ -10,7 +10,7 @@ from datasets import ClassLabel, Dataset, Features, Value
 from transformers import AutoTokenizer, BertConfig, EvalPrediction
 
 from tests.examples.conftest import write_csv
-from trainer_plugins import scripts
+from trainer_plugins.scripts import steps as scripts
 
 
 @pytest.fixture

@@ -18,7 +18,8 @@ from hf_nas.nncf_config import NncfConfig, nncf_space
 from hf_nas.search import SuperNetworkEvaluator, read_search_progression
 from hf_nas.space import CustomSpace
 from tests.examples.runs import Script, read, weights
-from trainer_plugins import MovementSparsityTrainer, SuperNetworkTrainer, eftnas
+from trainer_plugins import MovementSparsityTrainer, SuperNetworkTrainer
+from trainer_plugins.eftnas import plan as eftnas
 
 
 FLAGS = {

@@ -25,7 +25,7 @@ from tests.examples.runs import (
     weights,
 )
 from trainer_plugins import NasArguments, SearchArguments, run_state
-from trainer_plugins.script_checks import needed_splits
+from trainer_plugins.scripts.checks import needed_splits
 
 
 STEPS = 64

@@ -19,7 +19,7 @@ from transformers import (
 
 from tests.examples.conftest import questions, write_lines
 from tests.examples.runs import QA_TRAINING, Script, assert_same_weights, read, weights
-from trainer_plugins.answer_scores import f1
+from trainer_plugins.tasks.answer_scores import f1
 
 
 @pytest.fixture(scope="module")

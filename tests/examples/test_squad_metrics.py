@@ -5,7 +5,7 @@ from pathlib import Path
 import evaluate
 import pytest
 
-from trainer_plugins.answer_scores import best_scores, exact, f1, words
+from trainer_plugins.tasks.answer_scores import best_scores, exact, f1, words
 
 
 METRICS = Path(__file__).resolve().parents[2] / "examples" / "question-answering" / "metrics"

@@ -12,7 +12,7 @@ from datasets import Dataset, DatasetDict, Features, Translation
 from transformers import AutoTokenizer
 
 from tests.examples.conftest import EXAMPLES, write_csv, write_lines
-from trainer_plugins import script_data
+from trainer_plugins.scripts import data as script_data
 
 
 MULTI30K = Path(__file__).resolve().parents[2] / ".." / "shared" / "data" / "multi30k"

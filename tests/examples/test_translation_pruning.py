@@ -12,7 +12,9 @@ from hf_nas.subnetwork import kept_ids
 from tests import zoo
 from tests.examples.runs import counted_steps, read, weights
 from tests.examples.translations import NEW, bleu, pairs, translate_with
-from trainer_plugins import TranslationPruningTrainer, head_front, head_pruning
+from trainer_plugins import TranslationPruningTrainer
+from trainer_plugins.head_pruning import front as head_front
+from trainer_plugins.head_pruning import run as head_pruning
 
 
 KINDS = ["encoder self-attention", "cross-attention", "decoder self-attention"]

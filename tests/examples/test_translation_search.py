@@ -15,7 +15,7 @@ from hf_nas.space import get_search_space
 from tests.examples.conftest import write_lines
 from tests.examples.runs import assert_same_weights, counted_steps, evaluations, read
 from tests.examples.translations import NEW, bleu, pairs, translate_with
-from trainer_plugins.translation import CandidateScores, TranslationRows, TranslationTrainer
+from trainer_plugins.tasks.translation import CandidateScores, TranslationRows, TranslationTrainer
 
 
 SANDWICH = ("--sampling_strategy", "sandwich", "--search_space", "small")

@@ -7,7 +7,7 @@ import datasets
 import evaluate
 import numpy as np
 
-from trainer_plugins.answer_scores import best_scores, words
+from trainer_plugins.tasks.answer_scores import best_scores, words
 
 
 DESCRIPTION = """

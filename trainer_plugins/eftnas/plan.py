@@ -1,0 +1,207 @@
+"""The steps of EFTNAS before a super-network is trained: importance, search space, stages.
+
+Importance is learnt by movement sparsity in a training of its own; the search space is made from the scores where none
+is given; an NNCF 2.x configuration can say all of it.
+"""
+
+import functools
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel, TrainingArguments
+
+from hf_nas.importance import OrderRecord
+from hf_nas.importance.movement import MovementScores, unit_scores
+from hf_nas.nncf_config import filter_importance, nncf_space, with_space
+from hf_nas.run_files import MOVEMENT_FOLDER, SPACE_FILE
+from hf_nas.search import WidthGroups
+from hf_nas.space import CustomSpace, SearchSpace
+from hf_nas.space.generated import generate_space
+from hf_nas.structures import describe
+from trainer_plugins.arguments import EftnasArguments, NasArguments
+from trainer_plugins.eftnas.movement_trainer import learn_importance
+from trainer_plugins.eftnas.nncf_flags import movement_settings
+from trainer_plugins.super_network.staged_training import StagedTraining
+
+
+logger = logging.getLogger(__name__)
+
+# Of Trainer; whoever leaves the flag out gets these.
+_DEFAULT_EPOCHS = next(f.default for f in fields(TrainingArguments) if f.name == "num_train_epochs")
+
+
+@dataclass(frozen=True)
+class SuperNetworkPlan:
+    """What a super-network is trained on.
+
+    Args:
+        search_space: the search space, if it is not one that is known by name or file.
+        stages: of the training, if a configuration describes some.
+        scores: importance of the units by sub-layer name, if it was learnt in a training of its own.
+    """
+
+    search_space: SearchSpace | None = None
+    stages: StagedTraining | None = None
+    scores: dict[str, torch.Tensor] | None = None
+
+
+def old_groups(space: SearchSpace) -> WidthGroups:
+    """The numbers that the published files give to the sub-layers of a space of widths."""
+    structure = space.structure
+    names = WidthGroups.of(structure).names
+    choices = {dimension.name: dimension.choices for dimension in space.dimensions}
+    widths = [
+        [count * structure[name].features for count in choices.get(name, (structure[name].units,)) if count]
+        for name in names
+    ]
+    blocks = [name for name in names if 0 in choices.get(name, ())]
+    return WidthGroups.of(structure, names=names, widths=widths, blocks=blocks or None)
+
+
+def plan_super_network(
+    nas: NasArguments,
+    arguments: TrainingArguments,
+    model: PreTrainedModel,
+    model_init: Callable[[], PreTrainedModel],
+    *,
+    sequence_length: int,
+    **trainer_arguments: Any,
+) -> SuperNetworkPlan:
+    """Do what comes before the training of a super-network, as far as it is not done already.
+
+    Writes `movement_sparsity/` and `search_space.json` into the output folder. Scores that are there are not learnt
+    again.
+
+    Args:
+        nas: what to do.
+        arguments: of the training of the super-network; the importance training goes by them too.
+        model: that becomes the super-network.
+        model_init: makes a fresh copy of it, on which importance is learnt.
+        sequence_length: number of tokens for which MACs are counted, where no configuration says it.
+        trainer_arguments: of the importance training, such as data, tokenizer and teacher.
+
+    Raises:
+        ValueError: if the configuration, the scores or the sizes asked for do not fit the model.
+    """
+    if nas.search.checkpoint_dir_model is not None:
+        return SuperNetworkPlan(_space_of_trained(nas, model, Path(nas.search.checkpoint_dir_model)))
+    if not nas.is_elastic and not nas.eftnas.only_generate_importance_weight:
+        return SuperNetworkPlan()
+    folder = Path(arguments.output_dir)
+    movement = None
+    needs_movement = "movement" == nas.super_network.importance or nas.super_network.search_space == "generated"
+    if needs_movement or nas.eftnas.only_generate_importance_weight:
+        movement = _movement_scores(nas, arguments, model, model_init, folder, trainer_arguments)
+    if nas.eftnas.only_generate_importance_weight:
+        return SuperNetworkPlan()
+    scores = None
+    if nas.super_network.importance == "movement":
+        scores = unit_scores(movement, describe(model), ranking=nas.eftnas.unit_ranking)
+        done = OrderRecord.read(model.config)
+        is_own = nas.eftnas.reorg_cache_model is None
+        if is_own and done is not None and done.digest != OrderRecord.of("movement", scores).digest:
+            # They were learnt on the units as they are, whatever order that is.
+            OrderRecord.forget(model.config)
+    if nas.super_network.search_space == "generated":
+        lengths = (sequence_length, None) if nas.config is None else nas.config.lengths
+        space = _generated(nas.eftnas, movement, model, lengths, folder if arguments.should_save else None)
+        return SuperNetworkPlan(space, stages_of(nas, model, space), scores)
+    return SuperNetworkPlan(None, stages_of(nas, model, None), scores)
+
+
+def _space_of_trained(nas: NasArguments, model: PreTrainedModel, folder: Path) -> SearchSpace | None:
+    """The search space of a super-network that was trained before, if it has none of a name."""
+    has_stages = nas.config is not None and nas.config.training is not None
+    if nas.super_network.search_space != "generated":
+        return stages_of(nas, model, None).spaces[-1] if has_stages else None
+    path = folder / SPACE_FILE
+    if not path.exists():
+        raise ValueError(
+            f"The super-network in '{folder}' has no generated space ({SPACE_FILE}); give the search_space that it "
+            "was trained on."
+        )
+    space = CustomSpace.load(path, describe(model))
+    return stages_of(nas, model, space).spaces[-1] if has_stages else space
+
+
+def _movement_scores(
+    nas: NasArguments,
+    arguments: TrainingArguments,
+    model: PreTrainedModel,
+    model_init: Callable[[], PreTrainedModel],
+    folder: Path,
+    trainer_arguments: dict[str, Any],
+) -> MovementScores:
+    eftnas = nas.eftnas
+    if eftnas.reorg_cache_model is not None:
+        return MovementScores.load(eftnas.reorg_cache_model, model)
+    return learn_importance(
+        model_init,
+        functools.partial(movement_settings, nas),
+        arguments,
+        folder / MOVEMENT_FOLDER,
+        num_train_epochs=_importance_epochs(nas, arguments),
+        **trainer_arguments,
+    )
+
+
+def _importance_epochs(nas: NasArguments, arguments: TrainingArguments) -> float:
+    """The length of the importance training."""
+    given = nas.eftnas.movement_num_train_epochs
+    # Where importance is all that is learnt, Trainer's own flag can mean nothing else.
+    if given is None and nas.eftnas.only_generate_importance_weight:
+        given = arguments.num_train_epochs if arguments.num_train_epochs != _DEFAULT_EPOCHS else None
+    return 2 * nas.eftnas.movement_warmup_end_epoch if given is None else given
+
+
+def _generated(
+    eftnas: EftnasArguments,
+    movement: MovementScores,
+    model: PreTrainedModel,
+    lengths: tuple[int, int | None],
+    folder: Path | None,
+) -> CustomSpace:
+    generated = generate_space(
+        movement,
+        model,
+        lengths[0],
+        largest=eftnas.space_largest,
+        smallest=eftnas.space_smallest,
+        count=eftnas.space_count,
+        tolerance=eftnas.space_tolerance,
+        width_multiple=eftnas.space_width_multiple,
+        decoder_length=lengths[1],
+    )
+    if folder is not None:
+        generated.space.save(folder / SPACE_FILE)
+    for network in generated.networks:
+        logger.info("Generated space: %d MACs above the threshold %g.", network.macs, network.threshold)
+    return generated.space
+
+
+def stages_of(nas: NasArguments, model: PreTrainedModel, generated: CustomSpace | None) -> StagedTraining | None:
+    """The stages of the configuration, each with what it makes elastic.
+
+    Args:
+        nas: with the configuration; without one, or one that trains no super-network, there are no stages.
+        model: that becomes the super-network.
+        generated: the space that takes the place of what the configuration lists.
+
+    Raises:
+        ValueError: if the configuration or the space does not fit the model.
+    """
+    if nas.config is None or nas.config.training is None:
+        return None
+    # As if it had been generated into the configuration by a command of its own.
+    config = nas.config if generated is None else with_space(nas.config, generated, model)
+    schedule = config.training.schedule
+    return StagedTraining(
+        schedule,
+        tuple(nncf_space(config, model, stage) for stage in schedule.stages),
+        functools.partial(filter_importance, norm=config.training.width.filter_importance),
+        compat=nas.eftnas.nncf_compat,
+    )

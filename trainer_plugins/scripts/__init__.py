@@ -1,0 +1,1 @@
+"""What the example scripts have in common, from the command line to the model card."""
