@@ -2,19 +2,35 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from transformers import PreTrainedModel
 
 
-__all__ = ["MainInput", "image_tokens", "mean_lengths"]
+__all__ = ["MainInput", "SequenceLengths", "image_tokens", "mean_lengths"]
 
 TOKENS = "input_ids"
 IMAGES = "pixel_values"
 _NO_LABEL = -100
 # How a row gets what it lacks.
 _ADVICE = {TOKENS: "tokenise it first", IMAGES: "pass its images through the image processor first"}
+
+
+class SequenceLengths(NamedTuple):
+    """Numbers of tokens that the layers of a model compute on for one row.
+
+    Args:
+        sequence_length: of the main input.
+        decoder_length: of the texts that an encoder-decoder writes; None where nothing else is known, or for others.
+    """
+
+    sequence_length: int
+    decoder_length: int | None = None
+
+    def stated(self) -> dict[str, int]:
+        """Those that are known, by name."""
+        return {name: length for name, length in self._asdict().items() if length is not None}
 
 
 @dataclass(frozen=True)
@@ -82,7 +98,7 @@ class MainInput:
             )
 
 
-def mean_lengths(model: PreTrainedModel, rows: Sequence[Mapping[str, Any]]) -> tuple[int, int | None]:
+def mean_lengths(model: PreTrainedModel, rows: Sequence[Mapping[str, Any]]) -> SequenceLengths:
     """Mean numbers of tokens that the layers of a model compute on for one row.
 
     Args:
@@ -97,9 +113,9 @@ def mean_lengths(model: PreTrainedModel, rows: Sequence[Mapping[str, Any]]) -> t
     """
     length = MainInput.of(model).mean_tokens(rows)
     if not model.config.is_encoder_decoder or not np.ndim(rows[0].get("labels", 0)):
-        return length, None
+        return SequenceLengths(length)
     written = [int(np.sum(np.asarray(rows[index]["labels"]) != _NO_LABEL)) for index in range(len(rows))]
-    return length, max(1, round(float(np.mean(written))))
+    return SequenceLengths(length, max(1, round(float(np.mean(written)))))
 
 
 def image_tokens(model: PreTrainedModel) -> int:

@@ -4,7 +4,7 @@ from transformers import PreTrainedModel
 
 from hf_nas.elastic import get_strategy
 from hf_nas.importance import get_importance
-from hf_nas.main_input import MainInput
+from hf_nas.main_input import MainInput, SequenceLengths
 from hf_nas.profiling import MemoryTable, SizeTable, example_inputs
 from hf_nas.search import (
     ObjectiveSources,
@@ -48,7 +48,7 @@ def check_arguments(
     _check_distillation(nas.distillation)
     main_input = MainInput.of(model)
     check_prunable(nas.pruning, model, main_input.tokens or _USUAL_LENGTH)
-    check_heads(nas.heads, model, nas.pruning, main_input.tokens or _USUAL_LENGTH)
+    check_heads(nas.heads, model, nas.pruning, SequenceLengths(main_input.tokens or _USUAL_LENGTH))
     if nas.config is not None:
         main_input.check_length(nas.config.sequence_length)
     if nas.heads.needs_fine_tuned:

@@ -290,6 +290,7 @@ def main() -> None:
         trainer_class=TranslationTrainer,
         pruning_class=TranslationPruningTrainer,
         sequence_length=source_length,
+        decoder_length=target_length,
         data_collator=data_collator,
         train_dataset=train_dataset,
         # A checkpoint chosen during the training of a super-network must not be chosen on the validation set either.

@@ -8,6 +8,7 @@ from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, Trainer
 
 from hf_nas import SubNetwork, describe
 from hf_nas.gates import Gates, binary_gates, head_rows, kind_of_row
+from hf_nas.profiling import SizeTable
 from hf_nas.subnetwork import kept_ids
 from tests import zoo
 from tests.examples.runs import counted_steps, read, weights
@@ -125,10 +126,13 @@ def test_all_sizes_by_importance(translate, translator, pair_files, tmp_path) ->
 
 def test_heads_and_neurons_by_operations(translate, translator, pair_files, tmp_path, capsys) -> None:
     flags = (*DSP, "--gate_neurons", "--target_sparsity", "0.3", "--pruning_budget", "macs", "--joint_pruning")
-    translate(tmp_path, *flags, *BLEU, model_name_or_path=translator)
+    translate(tmp_path, *flags, *BLEU, model_name_or_path=translator, max_target_length=12, val_max_target_length=20)
     report = read(tmp_path / "pruned", "pruning.json")
     assert 0.3 <= report["sparsity"] < 0.35 and report["budget"] == "macs" and report["target"] == 0.3
     assert report["neurons"] < report["dense_neurons"] == 96 or report["heads"] < 24
+    # What is read is cut at 20 tokens, and what is written at 12.
+    table = SizeTable(AutoModelForSeq2SeqLM.from_pretrained(translator))
+    assert report["dense_macs"] == table.macs(SubNetwork.full(table.structure), 20, 12)
     text = f"{report['neurons']} of 96 neurons. Sparsity {report['sparsity']:.4f} in macs (target 0.3)."
     assert text in capsys.readouterr().out
     check_translates(tmp_path / "pruned", pair_files, read(tmp_path))

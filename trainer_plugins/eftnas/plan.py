@@ -69,6 +69,7 @@ def plan_super_network(
     model_init: Callable[[], PreTrainedModel],
     *,
     sequence_length: int,
+    decoder_length: int | None = None,
     **trainer_arguments: Any,
 ) -> SuperNetworkPlan:
     """Do what comes before the training of a super-network, as far as it is not done already.
@@ -82,6 +83,7 @@ def plan_super_network(
         model: that becomes the super-network.
         model_init: makes a fresh copy of it, on which importance is learnt.
         sequence_length: number of tokens for which MACs are counted, where no configuration says it.
+        decoder_length: the same of the decoder of an encoder-decoder, by default as many.
         trainer_arguments: of the importance training, such as data, tokenizer and teacher.
 
     Raises:
@@ -107,7 +109,7 @@ def plan_super_network(
             # They were learnt on the units as they are, whatever order that is.
             OrderRecord.forget(model.config)
     if nas.super_network.search_space == "generated":
-        lengths = (sequence_length, None) if nas.config is None else nas.config.lengths
+        lengths = (sequence_length, decoder_length) if nas.config is None else nas.config.lengths
         space = _generated(nas.eftnas, movement, model, lengths, folder if arguments.should_save else None)
         return SuperNetworkPlan(space, stages_of(nas, model, space), scores)
     return SuperNetworkPlan(None, stages_of(nas, model, None), scores)

@@ -4,6 +4,7 @@ from transformers import PreTrainedModel
 
 from hf_nas.gates import CostBudget, HeadBudget, head_rows, kind_of_row
 from hf_nas.importance.head_gradient import HeadOrder
+from hf_nas.main_input import SequenceLengths
 from hf_nas.profiling import mac_costs, parameter_costs
 from hf_nas.structures import ModelStructure, describe
 from hf_nas.subnetwork import SubNetwork, kept_ids
@@ -22,7 +23,7 @@ _NAMES = dict(zip(_KINDS.values(), ("encoder self-attention", "cross-attention",
 
 
 def budget_of(
-    heads: HeadPruningArguments, pruning: PruningArguments, model: PreTrainedModel, sequence_length: int
+    heads: HeadPruningArguments, pruning: PruningArguments, model: PreTrainedModel, lengths: SequenceLengths
 ) -> HeadBudget | CostBudget | None:
     """The budget that the flags ask for, checked against the model; None if it goes by a penalty alone.
 
@@ -30,14 +31,14 @@ def budget_of(
         heads: with the numbers of heads, and whether neurons are pruned too.
         pruning: with `target_sparsity` and `pruning_budget`, where heads are not counted.
         model: to be pruned.
-        sequence_length: tokens of a sequence, for a budget in operations.
+        lengths: of a sequence, for a budget in operations.
 
     Raises:
         ValueError: for numbers of heads or a sparsity that the model cannot have.
     """
     structure = describe(model)
     if pruning.target_sparsity:
-        costs = parameter_costs(model) if pruning.pruning_budget == "params" else mac_costs(model, sequence_length)
+        costs = parameter_costs(model) if pruning.pruning_budget == "params" else mac_costs(model, *lengths)
         budget = CostBudget(costs, pruning.target_sparsity, ("heads", "neurons") if heads.gate_neurons else ("heads",))
         budget.split(structure)
         return budget

@@ -3,6 +3,7 @@
 from transformers import PreTrainedModel, TrainingArguments
 
 from hf_nas.gates import TemperatureSchedule, head_rows
+from hf_nas.main_input import SequenceLengths
 from hf_nas.structures import describe
 from trainer_plugins.arguments import HeadPruningArguments, NasArguments, PruningArguments
 from trainer_plugins.arguments.head_pruning import METHODS
@@ -164,7 +165,7 @@ def schedule_of(heads: HeadPruningArguments) -> PruningSchedule:
 
 
 def check_heads(
-    heads: HeadPruningArguments, model: PreTrainedModel, pruning: PruningArguments, sequence_length: int
+    heads: HeadPruningArguments, model: PreTrainedModel, pruning: PruningArguments, lengths: SequenceLengths
 ) -> None:
     """Refuse a budget that the model cannot have.
 
@@ -172,7 +173,7 @@ def check_heads(
         heads: with numbers of heads.
         model: to be pruned.
         pruning: with the other budgets.
-        sequence_length: tokens of a sequence, as far as they are known by now.
+        lengths: of a sequence, as far as they are known by now.
 
     Raises:
         ValueError: that says which it can have.
@@ -180,7 +181,7 @@ def check_heads(
     if not heads.is_active:
         return
     _check_budget(heads, pruning)
-    budget_of(heads, pruning, model, sequence_length)
+    budget_of(heads, pruning, model, lengths)
     total = sum(row.units for row in head_rows(describe(model)))
     if heads.heads_per_step is not None and not 1 <= heads.heads_per_step <= total:
         raise ValueError(

@@ -20,7 +20,7 @@ from hf_nas.elastic import SuperNetwork
 from hf_nas.files import write_json, write_text
 from hf_nas.gates import head_rows
 from hf_nas.importance.head_gradient import HeadOrder, michel_order
-from hf_nas.main_input import MainInput
+from hf_nas.main_input import MainInput, SequenceLengths
 from hf_nas.profiling import SizeTable
 from hf_nas.run_files import differences
 from hf_nas.structures import describe
@@ -140,7 +140,7 @@ def write_front(
     trainer: PruningTrainer,
     order: HeadOrder,
     wanted: int | None,
-    sequence_length: int,
+    lengths: SequenceLengths,
     folder: Path,
     facts: Mapping[str, Any] | None,
 ) -> None:
@@ -152,7 +152,7 @@ def write_front(
         trainer: holds the model and the evaluation set.
         order: of its heads.
         wanted: a number of heads that is measured in any case, if one is.
-        sequence_length: tokens of a sequence for which operations are counted.
+        lengths: of a sequence for which operations are counted.
         folder: where to.
         facts: of [`evaluation_facts`], which are written too; None for sizes alone.
     """
@@ -171,7 +171,7 @@ def write_front(
             point = {
                 "heads": heads,
                 "parameters": table.parameters(sub_network),
-                "macs": table.macs(sub_network, sequence_length),
+                "macs": table.macs(sub_network, *lengths),
             }
             if facts is not None:
                 with super_network.activated(sub_network):

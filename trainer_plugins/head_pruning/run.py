@@ -21,6 +21,7 @@ from hf_nas.gates import (
     head_costs,
     head_rows,
 )
+from hf_nas.main_input import SequenceLengths
 from hf_nas.profiling import SizeTable
 from hf_nas.run_files import PRUNED_FOLDER, PRUNING_FILE, PRUNING_FOLDER
 from hf_nas.subnetwork import SubNetwork, kept_ids
@@ -48,7 +49,7 @@ class _Run(PruningRun):
     """The same with the flags of the pruning of heads, and what may stay."""
 
     heads: HeadPruningArguments
-    sequence_length: int
+    lengths: SequenceLengths
     budget: HeadBudget | CostBudget | None
     cost_settings: Mapping[str, Any]
 
@@ -69,6 +70,7 @@ def run_head_pruning(
     heads: HeadPruningArguments,
     *,
     sequence_length: int,
+    decoder_length: int | None = None,
     final: PruningArguments | None = None,
     teacher: PreTrainedModel | None = None,
     trainer_class: type[PruningTrainer] = PruningTrainer,
@@ -87,6 +89,7 @@ def run_head_pruning(
         arguments: of the training.
         heads: what to do.
         sequence_length: tokens of a sequence for which operations are counted.
+        decoder_length: tokens of a sequence that an encoder-decoder writes, by default as many.
         final: whether and how the small model is fine-tuned in the end (by default it is not), and for dsp the budget
             where it is no number of heads: `target_sparsity` in `pruning_budget`.
         teacher: fine-tuned on the task; its logits are learnt wherever weights or gates are trained.
@@ -100,7 +103,8 @@ def run_head_pruning(
     if not heads.is_active:
         raise ValueError("No heads are to be pruned; set pruning_method to dsp, voita or michel.")
     final = final or PruningArguments()
-    check_heads(heads, model, final, sequence_length)
+    lengths = SequenceLengths(sequence_length, decoder_length)
+    check_heads(heads, model, final, lengths)
     check_teacher(arguments, final, teacher is not None)
     costs = {}
     if final.target_sparsity:
@@ -108,10 +112,10 @@ def run_head_pruning(
             name: getattr(final, name) for name in ("target_sparsity", "pruning_budget")
         }
         if final.pruning_budget == "macs":
-            costs["sequence_length"] = sequence_length
+            costs |= lengths.stated()
     run = _Run(
-        arguments, trainer_class, teacher, dict(record or {}), trainer_arguments, heads, sequence_length,
-        budget_of(heads, final, model, sequence_length), costs,
+        arguments, trainer_class, teacher, dict(record or {}), trainer_arguments, heads, lengths,
+        budget_of(heads, final, model, lengths), costs,
     )  # fmt: skip
     pruned = run.output / PRUNED_FOLDER
     if heads.trains_gates:
@@ -240,7 +244,7 @@ def _prune_by_importance(run: _Run, model: PreTrainedModel, pruned: Path) -> Non
     trainer = run.trainer_class(model=model, args=run.arguments_in(folder), **run.trainer_arguments)
     order = find_order(trainer, run.heads, folder)
     # What is chosen by kinds is no prefix of the order, so it is no point of the front.
-    write_front(trainer, order, run.heads.num_of_heads, run.sequence_length, run.output, facts)
+    write_front(trainer, order, run.heads.num_of_heads, run.lengths, run.output, facts)
     sub_network = keep_by_order(order, run.budget)
     _write(run, model, sub_network, pruned, {"heads_per_step": order.heads_per_step})
     run.finish(trainer, folder, record)
@@ -264,8 +268,8 @@ def _write(
         "dense_heads": sum(row.units for row in rows),
         "parameters": sum(parameter.numel() for parameter in small.parameters()),
         "dense_parameters": table.parameters(SubNetwork.full(table.structure)),
-        "macs": table.macs(sub_network, run.sequence_length),
-        "dense_macs": table.macs(SubNetwork.full(table.structure), run.sequence_length),
+        "macs": table.macs(sub_network, *run.lengths),
+        "dense_macs": table.macs(SubNetwork.full(table.structure), *run.lengths),
         **details,
     }
     kinds = heads_by_kind(sub_network, table.structure)

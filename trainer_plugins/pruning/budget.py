@@ -7,6 +7,7 @@ from pathlib import Path
 from transformers import PreTrainedModel
 
 from hf_nas.gates import GateValues, UnitGates, project
+from hf_nas.main_input import SequenceLengths
 from hf_nas.profiling import LatencyTable, UnitCosts, linear_costs, mac_costs, parameter_costs
 from hf_nas.structures import describe
 from hf_nas.subnetwork import SubNetwork
@@ -33,7 +34,7 @@ class PruningBudget:
 
     @classmethod
     def of(
-        cls, name: str, model: PreTrainedModel, folder: Path, sequence_length: int, batch_size: int
+        cls, name: str, model: PreTrainedModel, folder: Path, lengths: SequenceLengths, batch_size: int
     ) -> "PruningBudget":
         """The budget of a name; latencies are measured once for a folder, so that a run that goes on has the same.
 
@@ -41,7 +42,7 @@ class PruningBudget:
             name: "params", "macs" or "latency".
             model: without gates.
             folder: of the training.
-            sequence_length: tokens of a sequence.
+            lengths: of a sequence.
             batch_size: sequences of a pass whose latency counts.
 
         Raises:
@@ -50,12 +51,12 @@ class PruningBudget:
         if name == "params":
             return cls(parameter_costs(model))
         if name == "macs":
-            return cls(mac_costs(model, sequence_length))
+            return cls(mac_costs(model, *lengths))
         if name != "latency":
             raise ValueError(f"pruning_budget is {name!r}; choose one of {', '.join(BUDGETS)}.")
         path = folder / LATENCY_FILE
         if not path.is_file():
-            LatencyTable.measure(model, batch_size, sequence_length).save(path)
+            LatencyTable.measure(model, batch_size, **lengths._asdict()).save(path)
         predict = LatencyTable.load(path, describe(model)).predict
         return cls(linear_costs(model, predict), predict)
 

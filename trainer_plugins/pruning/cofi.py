@@ -14,6 +14,7 @@ from hf_nas.extraction import extract, save_extracted
 from hf_nas.extraction.sizes import HIDDEN_FIELD
 from hf_nas.files import write_json
 from hf_nas.gates import BudgetController, UnitGates, fold, parse_kinds, published_sparsity
+from hf_nas.main_input import SequenceLengths
 from hf_nas.profiling import SizeTable
 from hf_nas.run_files import PRUNED_FOLDER, PRUNING_FILE, PRUNING_FOLDER
 from hf_nas.structures import describe
@@ -106,6 +107,7 @@ def run_pruning(
     pruning: PruningArguments,
     *,
     sequence_length: int,
+    decoder_length: int | None = None,
     teacher: PreTrainedModel | None = None,
     trainer_class: type[PruningTrainer] = PruningTrainer,
     latency_batch_size: int = 1,
@@ -119,6 +121,7 @@ def run_pruning(
         arguments: of the training with gates (or of the fine-tuning, if that is all there is to do).
         pruning: what to do.
         sequence_length: tokens of a sequence, for budgets in operations or latency.
+        decoder_length: tokens of a sequence that an encoder-decoder writes, by default as many.
         teacher: fine-tuned on the task.
         trainer_class: for tasks that are evaluated in another way.
         latency_batch_size: sequences of a pass, for a budget in latency.
@@ -135,22 +138,24 @@ def run_pruning(
     if pruning.pretrained_pruned_model is not None:
         return run.finetune(model, Path(pruning.pretrained_pruned_model), run.schedule_type())
     pruned = run.output / PRUNED_FOLDER
-    _prune(run, model, pruned, sequence_length, latency_batch_size)
+    _prune(run, model, pruned, SequenceLengths(sequence_length, decoder_length), latency_batch_size)
     return run.hand_over(model, pruned, pruning)
 
 
-def _prune(run: _Run, model: PreTrainedModel, pruned: Path, sequence_length: int, latency_batch_size: int) -> None:
+def _prune(run: _Run, model: PreTrainedModel, pruned: Path, lengths: SequenceLengths, latency_batch_size: int) -> None:
     """Train gates and weights, and write the small model that is left."""
     folder, pruning = run.output / PRUNING_FOLDER, run.pruning
     settings = {name: value for name, value in asdict(pruning).items() if name not in _LATER}
-    measured = {"latency_batch_size": latency_batch_size} if pruning.pruning_budget == "latency" else {}
-    record = run.record_with({**settings, "sequence_length": sequence_length, **measured})
+    measured = lengths.stated()
+    if pruning.pruning_budget == "latency":
+        measured["latency_batch_size"] = latency_batch_size
+    record = run.record_with({**settings, **measured})
     if run.begin(folder, record) and (pruned / PRUNING_FILE).is_file():
         logger.info("The pruning in '%s' is done.", folder)
         return
     model.to(run.arguments.device)
     with run.arguments.main_process_first(desc="costs of the units"):
-        budget = PruningBudget.of(pruning.pruning_budget, model, folder, sequence_length, latency_batch_size)
+        budget = PruningBudget.of(pruning.pruning_budget, model, folder, lengths, latency_batch_size)
     if pruning.freeze_embeddings:
         freeze_embeddings(model)
     gates = UnitGates(

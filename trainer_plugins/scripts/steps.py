@@ -125,6 +125,7 @@ def train_or_prune(
     train_dataset: Any,
     data_collator: Any,
     processing_class: Any,
+    decoder_length: int | None = None,
     **options: Any,
 ) -> tuple[Trainer, Path] | None:
     """Train the model or a super-network as far as `--do_train` asks for it, or prune the model.
@@ -146,6 +147,7 @@ def train_or_prune(
         train_dataset: tokenized, where something is trained.
         data_collator: of the task.
         processing_class: the tokenizer.
+        decoder_length: tokens of a sequence that an encoder-decoder writes, by default as many.
         options: of either class of trainers: what it evaluates on, and how.
 
     Returns:
@@ -164,14 +166,14 @@ def train_or_prune(
         "teacher": teacher,
         "distillation": nas.distillation,
     }
-    plan = plan_super_network(nas, training, model, pretrained, sequence_length=sequence_length, **data)
+    lengths = {"sequence_length": sequence_length, "decoder_length": decoder_length}
+    plan = plan_super_network(nas, training, model, pretrained, **lengths, **data)
     if nas.eftnas.only_generate_importance_weight:
         return None
     options |= data
     if nas.prunes:
         outcome = prune(
-            nas, model, training, sequence_length=sequence_length, record=run.arguments, trainer_class=pruning_class,
-            **options,
+            nas, model, training, record=run.arguments, trainer_class=pruning_class, **lengths, **options
         )  # fmt: skip
         show_pruning(outcome.trainer, outcome)
         return outcome.trainer, outcome.folder
@@ -197,22 +199,19 @@ def show_search(trainer: Trainer, outcome: SearchOutcome) -> None:
         print(f"\n{outcome.table.to_markdown()}\n\nThe chosen model is in {outcome.chosen_folder}.")
 
 
-def prune(
-    nas: NasArguments, model: PreTrainedModel, training: TrainingArguments, *, sequence_length: int, **options: Any
-) -> PruningOutcome:
+def prune(nas: NasArguments, model: PreTrainedModel, training: TrainingArguments, **options: Any) -> PruningOutcome:
     """Prune as the flags say: units by [`run_pruning`], or heads by [`run_head_pruning`].
 
     Args:
         nas: with the flags.
         model: as it was loaded.
         training: the arguments of Trainer.
-        sequence_length: tokens of a sequence.
-        options: of both: data, collator, metric, tokenizer, teacher, class of the trainer and record of the run.
+        options: of both: lengths of sequences, data, collator, metric, tokenizer, teacher, class of the trainer, and
+            record of the run.
 
     Raises:
         ValueError: if the weights are to be used as they are, but the model is not fine-tuned.
     """
-    options |= {"sequence_length": sequence_length}
     if not nas.heads.is_active:
         return run_pruning(
             model, training, nas.pruning, latency_batch_size=nas.search.latency_batch_size, **options

@@ -9,7 +9,8 @@ from transformers import AutoModelForSequenceClassification
 
 from hf_nas.gates import CostBudget, Gates, HeadBudget, binary_gates, head_rows, kind_of_row
 from hf_nas.importance.head_gradient import HeadOrder
-from hf_nas.profiling import Parts, SizeTable
+from hf_nas.main_input import SequenceLengths
+from hf_nas.profiling import Parts, SizeTable, mac_costs
 from hf_nas.structures import describe
 from hf_nas.subnetwork import SubNetwork, kept_ids
 from tests import zoo
@@ -22,7 +23,9 @@ BY_COST = {**DSP, "num_of_heads": None, "gate_neurons": True}
 
 
 def budget(model: str, pruning: dict | None = None, **heads) -> HeadBudget | CostBudget | None:
-    return budget_of(HeadPruningArguments(**heads), PruningArguments(**(pruning or {})), zoo.build(model), 8)
+    return budget_of(
+        HeadPruningArguments(**heads), PruningArguments(**(pruning or {})), zoo.build(model), SequenceLengths(8)
+    )
 
 
 @pytest.mark.parametrize("model", ["bart", "marian", "t5"])
@@ -51,6 +54,12 @@ def test_a_fraction_of_the_cost() -> None:
     assert only.kinds == ("heads",) and len(only.split(describe(zoo.build("bert")))[0]) == 12
     with pytest.raises(ValueError, match="0.9 would leave none of the heads: with one left it is 0.66.*ask for less"):
         budget("bert", {"target_sparsity": 0.9})
+
+
+def test_operations_of_the_texts_that_a_decoder_writes() -> None:
+    model, pruning = zoo.build("marian"), PruningArguments(target_sparsity=0.5, pruning_budget="macs")
+    found = budget_of(HeadPruningArguments(**BY_COST), pruning, model, SequenceLengths(8, 3))
+    assert found.costs == mac_costs(model, 8, 3) != mac_costs(model, 8)
 
 
 def test_the_heads_of_an_order_by_kind() -> None:

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from hf_nas.gates import UnitGates
+from hf_nas.main_input import SequenceLengths
 from hf_nas.profiling import LatencyTable, linear_costs, mac_costs
 from hf_nas.structures import describe
 from hf_nas.subnetwork import SubNetwork
@@ -22,18 +23,34 @@ def test_a_budget_of_operations_and_one_of_latency(tmp_path, monkeypatch) -> Non
     measure = LatencyTable.measure
     monkeypatch.setattr(
         LatencyTable, "measure",
-        lambda *args: measure(*args, widths=2, num_networks=4, repeats=1, progress=False),
+        lambda *args, **lengths: measure(*args, **lengths, widths=2, num_networks=4, repeats=1, progress=False),
     )  # fmt: skip
     model = zoo.build("bert")
-    budget = PruningBudget.of("latency", model, tmp_path / "latency", 8, 1)
+    budget = PruningBudget.of("latency", model, tmp_path / "latency", SequenceLengths(8), 1)
     monkeypatch.setattr(LatencyTable, "measure", None)  # the second time nothing is measured
-    assert PruningBudget.of("latency", model, tmp_path / "latency", 8, 1).costs == budget.costs
+    assert PruningBudget.of("latency", model, tmp_path / "latency", SequenceLengths(8), 1).costs == budget.costs
     assert budget.costs.total > 0 and not budget.costs.per_dimension
     table = LatencyTable.load(tmp_path / "latency" / "latency.json", describe(model))
     full, half = SubNetwork.full(describe(model)), SubNetwork.of(describe(model), {"encoder.0.attention": 2})
     assert budget.sparsity(half) == 1 - table.predict(half) / table.predict(full) and budget.sparsity(full) == 0
     with pytest.raises(ValueError, match="pruning_budget is 'flops'; choose one of params, macs, latency"):
-        PruningBudget.of("flops", model, tmp_path, 8, 1)
+        PruningBudget.of("flops", model, tmp_path, SequenceLengths(8), 1)
+
+
+def test_budgets_of_encoder_decoders_count_the_texts_that_they_write(tmp_path, monkeypatch) -> None:
+    model, lengths = zoo.build("marian"), SequenceLengths(8, 3)
+    costs = PruningBudget.of("macs", model, tmp_path, lengths, 1).costs
+    assert costs == mac_costs(model, 8, 3) != PruningBudget.of("macs", model, tmp_path, SequenceLengths(8), 1).costs
+    measured = []
+
+    def measure(*args, **lengths):
+        measured.append(lengths)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(LatencyTable, "measure", measure)
+    with pytest.raises(KeyboardInterrupt):
+        PruningBudget.of("latency", model, tmp_path, lengths, 1)
+    assert measured == [{"sequence_length": 8, "decoder_length": 3}]
 
 
 @pytest.mark.parametrize("power", [0.3, 1.0, 3.0])
