@@ -20,6 +20,8 @@ logger = logging.getLogger(__name__)
 
 TEXT = Value("string")
 ANSWERS = {"text": List(TEXT), "answer_start": List(Value("int32"))}
+# Rises whenever `read_json` gives other rows of the same file.
+READER_VERSION = 2
 FEATURES = Features({"id": TEXT, "title": TEXT, "context": TEXT, "question": TEXT, "answers": ANSWERS})
 
 
@@ -59,6 +61,8 @@ def load_data(
     for role in needed:
         if role not in splits:
             raise missing_split(role, splits)
+        if role != "test":
+            check_answers_are_given(getattr(arguments, f"{role}_file"), splits[role])
         dataset = to_standard(role, splits[role])
         if role == "test":
             data.test_is_labelled = any(len(answers["text"]) for answers in dataset["answers"])
@@ -79,9 +83,10 @@ def read_file(path: Path, cache_dir: str | None = None) -> Dataset:
     """
     if FILE_TYPES[path.suffix.lower()] != "json":
         return read_table(path, cache_dir)
-    # `datasets` knows neither kind of nesting. The digest makes a changed file another data set in its cache.
+    # `datasets` knows neither kind of nesting. Its cache knows a reader by its name and arguments alone: the digest
+    # makes a changed file, and one that is read in another way, another data set there.
     digest = hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest()
-    names = {"path": str(path), "digest": digest}
+    names = {"path": str(path), "digest": f"{READER_VERSION}-{digest}"}
     try:
         return Dataset.from_generator(read_json, gen_kwargs=names, features=FEATURES, cache_dir=cache_dir)
     except (DatasetGenerationError, ValueError) as error:
@@ -92,13 +97,27 @@ def read_file(path: Path, cache_dir: str | None = None) -> Dataset:
 
 
 def read_json(path: str, digest: str = "") -> Iterator[dict[str, Any]]:
-    """The rows of a JSON file in standard form; `digest` only tells versions of the file apart."""
-    text = Path(path).read_text(encoding="utf-8")
+    """The rows of a JSON file in standard form, but that `answers` is None in a row which says nothing on them.
+
+    Args:
+        path: of the file.
+        digest: only tells versions of the file apart.
+
+    Raises:
+        ValueError: if the file is none of the kinds of [`read_file`], or a row is not what it should be.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8-sig")  # with a byte order mark, or without one
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"'{path}' holds the byte 0x{error.object[error.start]:02x} where it is no UTF-8; save it as UTF-8."
+        ) from error
     try:
         # One row a line is no JSON document, unless there is only one.
         content = json.loads(text)
     except json.JSONDecodeError as error:
-        lines = [line for line in text.splitlines() if line.strip()]
+        # `str.splitlines` would also split at U+2028 and others, which may stand in a text.
+        lines = [line for line in text.split("\n") if line.strip()]
         try:
             content = [json.loads(line) for line in lines]
         except json.JSONDecodeError:
@@ -122,8 +141,19 @@ def read_json(path: str, digest: str = "") -> Iterator[dict[str, Any]]:
             "title": as_name(row.get("title")),
             "context": row["context"],
             "question": row["question"],
-            "answers": standard_answers(row.get("answers"), f"row {number} of '{path}'"),
+            "answers": answers_of(row, f"row {number} of '{path}'"),
         }
+
+
+def answers_of(row: Mapping[str, Any], where: str) -> dict[str, list] | None:
+    """The answers of a row as two lists, empty where it says that there are none; None if it says nothing on them.
+
+    Raises:
+        ValueError: for answers that are not what they should be.
+    """
+    if "answers" in row:
+        return standard_answers(row["answers"], where)
+    return standard_answers(None, where) if row.get("is_impossible") is True else None
 
 
 def as_name(value: Any) -> str:
@@ -138,8 +168,9 @@ def flatten(row: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
         return
     for paragraph in row["paragraphs"]:
         for question in paragraph["qas"]:
-            answers = [] if question.get("is_impossible") else question.get("answers", [])
-            yield {**question, "answers": answers, "title": row.get("title"), "context": paragraph.get("context")}
+            # An impossible one may come with answers that are only plausible.
+            answers = {"answers": []} if question.get("is_impossible") else {}
+            yield {**question, **answers, "title": row.get("title"), "context": paragraph.get("context")}
 
 
 def standard_answers(value: Any, where: str) -> dict[str, list]:
@@ -164,6 +195,26 @@ def standard_answers(value: Any, where: str) -> dict[str, list]:
             '{"text": ["..."], "answer_start": [0]}, in a CSV file as JSON.'
         )
     return {"text": texts, "answer_start": starts}
+
+
+def check_answers_are_given(path: str | None, dataset: Dataset) -> None:
+    """Refuse rows of a JSON file that say nothing on answers: unlike a table, it may have other columns in each row.
+
+    Args:
+        path: of the file, if the data are one.
+        dataset: read from there.
+
+    Raises:
+        ValueError: naming the first such row.
+    """
+    if path is None or FILE_TYPES[Path(path).suffix.lower()] != "json":
+        return
+    for row, answers in enumerate(dataset["answers"]):
+        if answers is None:
+            raise ValueError(
+                f"Row {row} of '{path}' has neither 'answers' nor \"is_impossible\": true; write its answers under "
+                "'answers', as empty lists if there are none."
+            )
 
 
 def to_standard(role: str, dataset: Dataset) -> Dataset:

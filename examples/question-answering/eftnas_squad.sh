@@ -18,7 +18,8 @@ common=(--data_dir "$data" --model_name_or_path "$model" --do_train --pad_to_max
 python "$script" "${common[@]}" --do_eval --num_train_epochs 2 --output_dir "$output/teacher" "$@"
 
 python "$script" "${common[@]}" --only_generate_importance_weight --selection_split 0.1 \
-  --movement_warmup_start_epoch 0.25 --movement_warmup_end_epoch 1 --output_dir "$output/importance" "$@"
+  --movement_warmup_start_epoch 0.25 --movement_warmup_end_epoch 1 --movement_num_train_epochs 2 \
+  --output_dir "$output/importance" "$@"
 
 python "$script" "${common[@]}" --do_eval --do_search --sampling_strategy sandwich --selection_split 0.1 \
   --importance movement --reorg_cache_model "$output/importance/movement_sparsity" \

@@ -41,7 +41,7 @@ from trainer_plugins import (
 )
 from trainer_plugins.run_state import Run
 from trainer_plugins.scripts.arguments import parse_arguments
-from trainer_plugins.scripts.checks import needed_splits
+from trainer_plugins.scripts.checks import check_best_metric, needed_splits
 from trainer_plugins.scripts.steps import (
     hold_out,
     set_up,
@@ -62,7 +62,10 @@ logger = logging.getLogger(__name__)
 
 METRICS = Path(__file__).resolve().parent / "metrics"
 # Those by which a search may go, of SQuAD 1.1 and 2.
-METRIC_NAMES = (("exact_match", "f1"), ("exact", "f1", "best_exact", "best_f1"))
+METRIC_NAMES = (
+    ("exact_match", "f1"),
+    ("exact", "f1", "best_exact", "best_f1", "HasAns_exact", "HasAns_f1", "NoAns_exact", "NoAns_f1"),
+)
 
 
 def load_model(arguments: ModelArguments, source: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -86,12 +89,14 @@ class Questions:
         windows: of them, for the model and for reading answers off.
         settings: the arguments on data, for how answers are found.
         is_labelled: whether the right answers are known.
+        is_numbered: whether rows are known by their numbers: those of a training set may have no ids, or the same.
     """
 
     examples: Dataset
     windows: Dataset
     settings: DataTrainingArguments
     is_labelled: bool = True
+    is_numbered: bool = False
 
     @cached_property
     def inputs(self) -> Dataset:
@@ -100,8 +105,8 @@ class Questions:
 
     @cached_property
     def ids(self) -> list[str]:
-        """Of the examples; rows of a selection set, whose answers nobody looks up, may come without."""
-        return [name or f"row {index}" for index, name in enumerate(self.examples["id"])]
+        """One of its own for each example, by which the metrics look its prediction up."""
+        return [f"row {index}" for index in range(len(self.examples))] if self.is_numbered else self.examples["id"][:]
 
     @cached_property
     def references(self) -> list[dict[str, Any]] | None:
@@ -169,6 +174,8 @@ def main() -> None:
     apply_config(nas, model_args, metric_scale=100.0)
     # End of NAS 1 of 4.
     needed = needed_splits(training_args, nas)
+    if training_args.metric_for_best_model in ("loss", "eval_loss"):  # Trainer's default, which no answer has
+        training_args.metric_for_best_model, training_args.greater_is_better = "f1", True
     set_up(training_args, __name__, "data")
 
     # The same command again continues: from the last checkpoint, or with what comes after the training.
@@ -179,6 +186,7 @@ def main() -> None:
     # NAS 2 of 4: check the arguments; split the set off on which sub-networks are compared; train a super-network.
     metric_name = nas.metric_name("f1", METRIC_NAMES[data_args.version_2_with_negative])
     check_arguments(nas, model, metric_name=metric_name)
+    check_best_metric(training_args, METRIC_NAMES[data_args.version_2_with_negative])
     train_examples, selection_examples = hold_out(nas, data.train, split_selection, data_args.dataset_seed)
     # End of NAS 2 of 4.
 
@@ -191,12 +199,12 @@ def main() -> None:
         "desc": "Tokenizing",
     }
 
-    def questions(examples: Dataset | None, limit: int | None = None, is_labelled: bool = True) -> Questions | None:
+    def questions(examples: Dataset | None, limit: int | None = None, **options: bool) -> Questions | None:
         if examples is None:
             return None
         examples = take(examples, limit)
         with training_args.main_process_first(desc="tokenizing"):
-            return Questions(examples, windows.reading_windows(examples, **mapping), data_args, is_labelled)
+            return Questions(examples, windows.reading_windows(examples, **mapping), data_args, **options)
 
     train_dataset = None
     if training_args.do_train or nas.heads.is_active:
@@ -204,9 +212,9 @@ def main() -> None:
             examples = take(train_examples, data_args.max_train_samples)
             # The script of transformers takes so many examples, and then so many of their windows.
             train_dataset = take(windows.training_windows(examples, **mapping), data_args.max_train_samples)
-    selection = questions(selection_examples)
+    selection = questions(selection_examples, is_numbered=True)
     validation = questions(data.validation, data_args.max_eval_samples)
-    test = questions(data.test, data_args.max_predict_samples, data.test_is_labelled)
+    test = questions(data.test, data_args.max_predict_samples, is_labelled=data.test_is_labelled)
 
     if data_args.pad_to_max_length:
         data_collator = default_data_collator

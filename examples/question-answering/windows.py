@@ -5,7 +5,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from datasets import Dataset
+from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
@@ -13,6 +15,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 OUTSIDE, PADDING = -1, -2
 # Columns that tell of a window what answers are read off with; the model does not see them.
 READING_COLUMNS = ("example", "null_position", "offset_start", "offset_end")
+# What the models call a table with a row for each position, learnt or sinusoidal.
+POSITION_TABLES = ("position_embeddings", "embed_positions", "wpe")
 
 
 @dataclass(frozen=True)
@@ -27,7 +31,7 @@ class WindowMaker:
         pad_to_max_length: pad all windows to `max_length`; else not at all (the collator does).
 
     Raises:
-        ValueError: for a slow tokenizer, or dynamic padding on the left.
+        ValueError: for a slow tokenizer, dynamic padding on the left, or a stride that no window has room for.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -46,6 +50,17 @@ class WindowMaker:
                 "This tokenizer pads on the left, so that --pad_to_max_length False would move the answers of a batch "
                 "by different numbers of tokens; leave the flag out."
             )
+        if self.stride >= self.room:
+            raise ValueError(
+                f"doc_stride is {self.stride} and max_seq_length {self.max_length}, which leaves {max(self.room, 0)} "
+                f"tokens beside the {self.max_length - self.room} special ones, and windows must overlap by fewer; "
+                "lower --doc_stride or raise --max_seq_length, as far as the model can read."
+            )
+
+    @property
+    def room(self) -> int:
+        """How many tokens of a window are left to the question and its context."""
+        return self.max_length - self.tokenizer.num_special_tokens_to_add(pair=True)
 
     @property
     def context_sequence(self) -> int:
@@ -123,7 +138,7 @@ class WindowMaker:
 
     def _check_room(self, questions: Sequence[str], contexts: Sequence[str]) -> None:
         """Refuse what would stop the tokenizer: a context to be cut into pieces no longer than their overlap."""
-        room = self.max_length - self.tokenizer.num_special_tokens_to_add(pair=True)
+        room = self.room
         lengths = [len(ids) for ids in self.tokenizer(questions, add_special_tokens=False)["input_ids"]]
         for question, context, length in zip(questions, contexts, lengths):
             if room - length > self.stride:
@@ -177,11 +192,42 @@ def check_positions(model: PreTrainedModel, max_length: int) -> None:
     """Refuse windows that are longer than the model has positions for.
 
     Raises:
-        ValueError: if its table of positions has fewer rows.
+        ValueError: if it has fewer.
     """
-    for name, module in model.named_modules():
-        if name.endswith("position_embeddings") and getattr(module, "num_embeddings", max_length) < max_length:
-            raise ValueError(
-                f"max_seq_length is {max_length} and the model has {module.num_embeddings} positions; give a "
-                "--max_seq_length of at most that."
-            )
+    positions = position_count(model)
+    if positions is not None and positions < max_length:
+        raise ValueError(
+            f"max_seq_length is {max_length} and the model has {positions} positions; give a --max_seq_length of at "
+            "most that."
+        )
+
+
+def position_count(model: PreTrainedModel) -> int | None:
+    """How many tokens a model has positions for; None where they are relative or rotary, which has no end.
+
+    The tables are asked and not the config, whose `max_position_embeddings` counts rows that no token gets (RoBERTa),
+    or is only the length of the pretraining (rotary positions).
+    """
+    counts = []
+    for module in model.modules():
+        for name in POSITION_TABLES:
+            table = getattr(module, name, None)
+            rows = row_count(table)
+            if rows is None:
+                continue
+            # BART's has an offset; where padding has a row (RoBERTa), the first token gets the one after it.
+            padding = getattr(table, "padding_idx", None)
+            counts.append(rows - getattr(table, "offset", 0 if padding is None else padding + 1))
+            # Of longer texts, some (Nystromformer) have rows but not their numbers.
+            numbers = getattr(module, "position_ids", None)
+            if isinstance(numbers, torch.Tensor):
+                counts.append(numbers.shape[-1])
+    return min(counts, default=None)
+
+
+def row_count(table: Any) -> int | None:
+    """Rows of an embedding, or of a bare tensor (GPT-J); None for what is no table, or makes its rows as needed."""
+    if isinstance(table, nn.Embedding):
+        return table.num_embeddings  # DeepSpeed may keep its weight elsewhere
+    weight = getattr(table, "weight", table)
+    return len(weight) if isinstance(weight, torch.Tensor) else None

@@ -18,7 +18,8 @@ common=(--task_name mrpc --data_dir "$data" --model_name_or_path "$model" --do_t
 python "$script" "${common[@]}" --do_eval --num_train_epochs 4 --output_dir "$output/teacher" "$@"
 
 python "$script" "${common[@]}" --only_generate_importance_weight --selection_split 0.15 \
-  --movement_warmup_start_epoch 1 --movement_warmup_end_epoch 4 --output_dir "$output/importance" "$@"
+  --movement_warmup_start_epoch 1 --movement_warmup_end_epoch 4 --movement_num_train_epochs 8 \
+  --output_dir "$output/importance" "$@"
 
 python "$script" "${common[@]}" --do_eval --do_search --sampling_strategy sandwich \
   --importance movement --reorg_cache_model "$output/importance/movement_sparsity" \

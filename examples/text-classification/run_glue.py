@@ -40,7 +40,7 @@ from trainer_plugins import (
 )
 from trainer_plugins.run_state import Run
 from trainer_plugins.scripts.arguments import parse_arguments
-from trainer_plugins.scripts.checks import is_standard_nas, needed_splits
+from trainer_plugins.scripts.checks import check_best_metric, is_standard_nas, needed_splits
 from trainer_plugins.scripts.steps import (
     hold_out,
     set_up,
@@ -136,6 +136,7 @@ def main() -> None:
     # NAS 2 of 4: check the arguments; split the set off on which sub-networks are compared; train a super-network.
     metric_name = nas.metric_name(data.search_metric, data.metric_names)
     check_arguments(nas, model, metric_name=metric_name, greater_is_better=data.greater_is_better)
+    check_best_metric(training_args, data.metric_names)
     train_dataset, selection_dataset = hold_out(nas, data.train, split_selection, data_args.dataset_seed)
     # End of NAS 2 of 4.
 

@@ -34,7 +34,7 @@ from scratch import FOLDER, make_model
 from trainer_plugins import NasArguments, TranslationPruningTrainer, apply_config, check_arguments, run_search
 from trainer_plugins.run_state import Run
 from trainer_plugins.scripts.arguments import parse_arguments
-from trainer_plugins.scripts.checks import needed_splits
+from trainer_plugins.scripts.checks import check_best_metric, needed_splits
 from trainer_plugins.scripts.steps import (
     hold_out,
     set_up,
@@ -238,6 +238,7 @@ def main() -> None:
 
     # NAS 2 of 4: check the arguments; split the set off on which sub-networks are compared; train a super-network.
     check_arguments(nas, model, metric_name=metric_name, greater_is_better=metric.greater_is_better)
+    check_best_metric(training_args, ("bleu", "gen_len") if training_args.predict_with_generate else ())
     train_examples, selection_examples = hold_out(nas, data.train, split_selection, data_args.dataset_seed)
     # End of NAS 2 of 4.
 

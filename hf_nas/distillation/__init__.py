@@ -1,6 +1,6 @@
 """Distillation: losses on logits, on layers, and logits of a teacher kept on disk. No teacher receives a gradient."""
 
-from hf_nas.distillation.layer_outputs import LayerOutputs, position_mask, present_layers, unpruned_layers
+from hf_nas.distillation.layer_outputs import LayerOutputs, position_mask, present_layers
 from hf_nas.distillation.layers import (
     VERSIONS,
     LayerDistillation,
@@ -41,5 +41,4 @@ __all__ = [
     "soft_label_loss",
     "task_and_teacher_loss",
     "teacher_loss",
-    "unpruned_layers",
 ]

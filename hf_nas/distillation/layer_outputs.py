@@ -121,27 +121,6 @@ def position_mask(
     return None if inputs.get("decoder_input_ids") is not None else inputs.get("attention_mask")
 
 
-def unpruned_layers(*gates: torch.Tensor) -> torch.Tensor:
-    """Which layers have anything left: those with a gate other than 0 among these of their sub-layers.
-
-    The published CoFi code looks at the attention gates alone and its paper at those of the feed-forwards; its authors
-    say that either keeps a layer.
-
-    Args:
-        gates: for each kind of sub-layer, one value a layer, shape `(layers,)`.
-
-    Returns:
-        Bools of shape `(layers,)`, without gradient.
-
-    Raises:
-        ValueError: if there are no gates or their shapes differ.
-    """
-    shapes = [tuple(gate.shape) for gate in gates]
-    if not shapes or len(set(shapes)) > 1 or len(shapes[0]) != 1:
-        raise ValueError(f"The gates of the sub-layers have the shapes {shapes}; give one value a layer of each kind.")
-    return torch.stack([gate.detach() != 0 for gate in gates]).any(dim=0)
-
-
 def present_layers(structure: ModelStructure, stack: str) -> torch.Tensor:
     """Which layers of an extracted model have a unit left in any sub-layer; bools of shape `(layers,)`.
 

@@ -1,5 +1,6 @@
 """From gates to a choice of units that meets a budget exactly."""
 
+import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -98,7 +99,8 @@ def project(gates: UnitGates, costs: UnitCosts, target: float, binary: bool = Fa
     """
     costs.check(gates.structure)
     start = gates.own_values()
-    ranked = sorted(_items(gates))
+    # Of equals, those go first whose names' digest comes first, lest it be all of the first layers.
+    ranked = sorted(_items(gates), key=lambda item: (item[0], _spread(item), item[1:]))
     choice = _Choice(
         costs,
         units={name: (gate != 0).cpu() for name, gate in start.units.items()},
@@ -137,6 +139,11 @@ def _items(gates: UnitGates) -> Iterator[_Item]:
     if probabilities.hidden is not None:
         for position, probability in enumerate(probabilities.hidden.tolist()):
             yield probability, "hidden", "", position
+
+
+def _spread(item: _Item) -> bytes:
+    """The same in every run and on every machine, and without an order of layers in it."""
+    return hashlib.blake2b(repr(item[1:]).encode(), digest_size=8).digest()
 
 
 def _values(gates: UnitGates, choice: _Choice, binary: bool) -> GateValues:

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from hf_nas.distillation import LayerDistillation, LayerOutputs, position_mask, present_layers, unpruned_layers
+from hf_nas.distillation import LayerDistillation, LayerOutputs, position_mask, present_layers
 from hf_nas.elastic import SuperNetwork
 from hf_nas.extraction import extract
 from hf_nas.gates import Gates, binary_gates
@@ -140,17 +140,6 @@ def test_bad_models_and_stacks_are_refused() -> None:
         LayerOutputs(zoo.build("bert"), ("decoder",))
     with pytest.raises(ValueError, match="This bert model has no layers called 'decoder'; it has 'encoder'"):
         present_layers(describe(zoo.build("bert")), "decoder")
-
-
-def test_unpruned_is_what_has_a_gate_other_than_zero() -> None:
-    attention = torch.tensor([0.0, 0.0, 0.3, 1.0], requires_grad=True)
-    feed_forward = torch.tensor([0.0, 0.2, 0.0, 1.0])
-    unpruned = unpruned_layers(attention, feed_forward)
-    assert unpruned.tolist() == [False, True, True, True] and unpruned.dtype == torch.bool
-    assert unpruned_layers(attention).tolist() == [False, False, True, True]
-    for gates in ((), (attention, feed_forward[:2]), (attention[None], feed_forward[None])):
-        with pytest.raises(ValueError, match="give one value a layer of each kind"):
-            unpruned_layers(*gates)
 
 
 def test_layers_present_in_an_extracted_model() -> None:

@@ -97,8 +97,10 @@ def test_refused_before_training(glue, run_glue, tmp_path, monkeypatch, flags, m
 
 
 def test_question_answering(run_qa, qa_settings, tmp_path) -> None:
+    Script(run_qa, SETTINGS | qa_settings)(tmp_path / "teacher", "--do_train", num_train_epochs=1)
     ask = Script(run_qa, SETTINGS | PRUNING | qa_settings)
-    ask(tmp_path / "out", "--do_train", "--do_eval", "--do_final_finetune")
+    teacher = ("--distillation_path", str(tmp_path / "teacher"), *DISTILLATION)
+    ask(tmp_path / "out", "--do_train", "--do_eval", "--do_final_finetune", *teacher)
     results, report = read(tmp_path / "out"), read(tmp_path / "out" / "finetuned", "pruning.json")
     assert 0 <= results["eval_f1"] <= 100 and report["sparsity"] >= 0.4
     assert 0 <= read(tmp_path / "out" / "pruned", "eval_results.json")["eval_f1"] <= 100

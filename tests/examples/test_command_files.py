@@ -14,8 +14,9 @@ from tests.examples.conftest import EXAMPLES, WORDS, questions
 
 
 QUICK = (
-    "--num_train_epochs", "1", "--movement_warmup_start_epoch", "1", "--movement_warmup_end_epoch", "2",
-    "--movement_num_train_epochs", "3", "--num_samples", "4", "--max_selection_samples", "8", "--use_cpu",
+    # Which is not the length of the importance training.
+    "--num_train_epochs", "1", "--movement_warmup_start_epoch", "0.5", "--movement_warmup_end_epoch", "1",
+    "--num_samples", "4", "--max_selection_samples", "8", "--use_cpu",
     "--space_tolerance", "0.25", "--space_smallest", "0.5", "--space_count", "3", "--max_macs_ratio", "1.0",
     "--selection_split", "0.25", "--report_to", "none",
 )  # fmt: skip

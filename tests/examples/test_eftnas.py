@@ -10,6 +10,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification, Trainer
+from transformers.trainer_utils import get_last_checkpoint
 
 from hf_nas import SubNetwork, describe
 from hf_nas.importance import OrderRecord
@@ -159,6 +160,42 @@ def test_killed_at_any_stage_it_ends_in_the_same(start, whole, teacher, tmp_path
     assert results[0] == results[1]
 
 
+def broken_off(folder: Path) -> None:
+    """As if the process had been killed while it wrote the last checkpoint: `Trainer` writes its state last."""
+    last = Path(get_last_checkpoint(folder))
+    (last / "trainer_state.json").unlink()
+    assert len(list(folder.glob("checkpoint-*"))) > 1
+
+
+def test_killed_while_a_checkpoint_is_written(start, whole, teacher, tmp_path, monkeypatch) -> None:
+    flags = (*command(teacher), "--save_steps", "2")
+    with pytest.MonkeyPatch.context() as patch:
+        killed_when(patch, MovementScores, "save", 1)
+        with pytest.raises(KeyboardInterrupt):
+            start(tmp_path, *flags)
+    broken_off(tmp_path / "movement_sparsity")
+    with pytest.MonkeyPatch.context() as patch:
+        killed_when(patch, SuperNetworkTrainer, "training_step", 8)
+        with pytest.raises(KeyboardInterrupt):
+            start(tmp_path, *flags)
+    broken_off(tmp_path)
+    start(tmp_path, *flags)
+    ours, theirs = weights(tmp_path), weights(whole)
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_a_finished_run_is_not_another_one(start, tmp_path) -> None:
+    start(tmp_path, "--do_train", max_steps=2)
+    for flag, value, name in (
+        ("--train_sampling_strategy", "sequential", "train_sampling_strategy was 'random' and is 'sequential'"),
+        ("--lr_scheduler_kwargs", "{}", "lr_scheduler_kwargs was None and is {}"),
+        ("--neftune_noise_alpha", "5", "neftune_noise_alpha was None and is 5.0"),
+        ("--dataloader_drop_last", "True", "dataloader_drop_last was False and is True"),
+    ):
+        with pytest.raises(ValueError, match=f"holds another run .{name}"):
+            start(tmp_path, "--do_train", flag, value, max_steps=2)
+
+
 def test_an_extracted_model_is_shrunk_once_more_by_scores_of_its_own(start, whole, teacher, tmp_path, caplog) -> None:
     caplog.set_level("INFO")
     assert OrderRecord.read(read(whole / "extracted", "config.json")) is None
@@ -208,6 +245,21 @@ def test_a_trained_super_network_is_searched_in_its_generated_space(start, whole
     (tmp_path / "copy" / "search_space.json").unlink()
     with pytest.raises(ValueError, match="has no generated space \\(search_space.json\\)"):
         start(tmp_path / "no", "--checkpoint_dir_model", str(tmp_path / "copy"), *flags[2:], *SEARCH, **no_model)
+
+
+def test_a_trained_super_network_is_evaluated_and_searched_with_the_flags_of_its_training(
+    start, tmp_path, monkeypatch
+) -> None:
+    path, folder = config(tmp_path / "config.json"), tmp_path / "trained"
+    start(folder, "--do_train", "--nncf_config", path, "--save_strategy", "no")
+    monkeypatch.setattr(Trainer, "train", None)  # nothing is trained any more
+    start(tmp_path / "evaluated", "--do_eval", "--nncf_config", path, model_name_or_path=folder)
+    assert 0 <= read(tmp_path / "evaluated", "eval_results.json")["eval_accuracy"] <= 1
+    assert not (tmp_path / "evaluated" / "movement_sparsity").exists()
+    flags = ("--do_search", "--nncf_config", path, "--checkpoint_dir_model", str(folder), "--num_samples", "3")
+    start(tmp_path / "searched", *flags, "--max_selection_samples", "16", model_name_or_path=None)
+    result = read(tmp_path / "searched" / "search", "result.json")
+    assert result["space"] == "nncf" and len(result["trials"]) == 3
 
 
 NODE = "BertForSequenceClassification/BertModel[bert]/BertEncoder[encoder]/ModuleList[layer]/BertLayer[{}]"
@@ -345,6 +397,7 @@ def test_flags_win_over_the_configuration(start, tmp_path) -> None:
         ),
         (("--do_search", "--search_objectives", "error"), "give error and one or more of params, macs"),
         (("--do_search", "--max_metric_drop", "-1"), "max_metric_drop is -1"),
+        (("--metric_for_best_model", "f1"), "--metric_for_best_model is 'f1', .* choose one of accuracy, or loss"),
     ],
 )
 def test_refused_before_training(start, tmp_path, monkeypatch, flags, message) -> None:

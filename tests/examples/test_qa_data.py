@@ -229,3 +229,71 @@ def test_real_training_data_are_split_by_context(load_questions, qa_data):
     train, selection = qa_data.split_selection(rows, 0.15, seed=128)
     assert abs(len(selection) / len(rows) - 0.15) < 0.02
     assert not set(train["context"]) & set(selection["context"])
+
+
+def under_another_key(row: dict) -> dict:
+    return {("answer" if name == "answers" else name): value for name, value in row.items()}
+
+
+@pytest.mark.parametrize("role", ["train", "validation"])
+@pytest.mark.parametrize("kind", ["lines", "released"])
+def test_a_row_that_says_nothing_on_answers_is_refused(load_questions, tmp_path, role, kind):
+    rows = questions(4, seed=1)
+    if kind == "lines":
+        path = write_lines(tmp_path / "rows.json", [*rows[:3], under_another_key(rows[3])])
+    else:
+        content = nested(rows)
+        del content["data"][3]["paragraphs"][0]["qas"][0]["answers"]
+        path = str(tmp_path / "rows.json")
+        Path(path).write_text(json.dumps(content))
+    for is_v2 in (True, False):
+        with pytest.raises(
+            ValueError, match="Row 3 of '.*rows.json' has neither 'answers' nor \"is_impossible\": true"
+        ):
+            load_questions((role,), version_2_with_negative=is_v2, **{f"{role}_file": path})
+    # The same file as test set, and a split that is not needed.
+    data = load_questions(("test",), version_2_with_negative=True, test_file=path, **{f"{role}_file": path})
+    assert [len(each["text"]) for each in data.test["answers"]] == [1, 1, 1, 0]
+
+
+def test_a_row_may_say_that_there_is_no_answer(load_questions, tmp_path):
+    row = {name: value for name, value in questions(1, seed=1)[0].items() if name != "answers"}
+    says = ({"is_impossible": True}, {"answers": None}, {"answers": []}, {"answers": {"text": [], "answer_start": []}})
+    path = write_lines(tmp_path / "train.json", [{**row, **each} for each in says])
+    data = load_questions(("train",), train_file=path, version_2_with_negative=True)
+    assert data.train["answers"][:] == [{"text": [], "answer_start": []}] * len(says)
+    path = write_lines(tmp_path / "train.json", [{**row, "is_impossible": False}])
+    with pytest.raises(ValueError, match="Row 0 of .* has neither"):
+        load_questions(("train",), train_file=path, version_2_with_negative=True)
+
+
+def test_what_another_version_has_read_is_read_again(load_questions, qa_data, tmp_path, monkeypatch):
+    path = write_lines(tmp_path / "train.json", questions(2, seed=1))
+    load_questions(("train",), train_file=path)
+    monkeypatch.setattr(qa_data, "READER_VERSION", qa_data.READER_VERSION + 1)
+    monkeypatch.setattr(qa_data, "as_name", lambda value: "another")
+    assert load_questions(("train",), train_file=path).train["id"][:] == ["another"] * 2
+
+
+@pytest.mark.parametrize("line_end", ["\n", "\r\n", "\r"])
+@pytest.mark.parametrize("character", ["\u2028", "\u2029", "\u0085"])
+def test_lines_end_at_line_ends_alone(load_questions, tmp_path, character, line_end):
+    rows = [{**row, "question": f"which{character}colour"} for row in questions(3, seed=1)]
+    text = "".join(json.dumps(row, ensure_ascii=False) + line_end for row in rows)
+    (tmp_path / "train.json").write_bytes(text.encode())
+    assert list(load_questions(("train",), train_file=str(tmp_path / "train.json")).train) == rows
+
+
+@pytest.mark.parametrize("kind", ["lines", "list"])
+def test_a_byte_order_mark_is_no_text(load_questions, tmp_path, kind):
+    rows = questions(3, seed=1)
+    text = "\n".join(map(json.dumps, rows)) if kind == "lines" else json.dumps(rows)
+    (tmp_path / "train.json").write_text(text, encoding="utf-8-sig")
+    assert list(load_questions(("train",), train_file=str(tmp_path / "train.json")).train) == rows
+
+
+def test_other_encodings_are_refused(load_questions, tmp_path):
+    row = {**questions(1, seed=1)[0], "title": "Orléans"}
+    (tmp_path / "train.json").write_text(json.dumps(row, ensure_ascii=False), encoding="latin-1")
+    with pytest.raises(ValueError, match="^'.*train.json' holds the byte 0xe9 where it is no UTF-8; save it as UTF-8"):
+        load_questions(("train",), train_file=str(tmp_path / "train.json"))

@@ -12,6 +12,7 @@ from transformers import (
     AutoTokenizer,
     BertForSequenceClassification,
     DataCollatorWithPadding,
+    RobertaForQuestionAnswering,
     Trainer,
     TrainingArguments,
     set_seed,
@@ -19,6 +20,7 @@ from transformers import (
 
 from tests.examples.conftest import questions, write_lines
 from tests.examples.runs import QA_TRAINING, Script, assert_same_weights, read, weights
+from tests.zoo import build
 from trainer_plugins.tasks.answer_scores import f1
 
 
@@ -106,9 +108,11 @@ def test_it_learns(start, tmp_path):
     assert read(tmp_path / "after")["train_samples"] > 100 and read(tmp_path / "after")["eval_samples"] > 34
 
 
-def test_the_best_checkpoint_by_f1(start, tmp_path):
+@pytest.mark.parametrize("named", [True, False])
+def test_the_best_checkpoint_by_f1(start, tmp_path, named):
     flags = "--do_train --do_eval --eval_strategy steps --eval_steps 32 --load_best_model_at_end".split()
-    start(tmp_path, *flags, "--metric_for_best_model", "f1", "--save_total_limit", "1")
+    metric = ("--metric_for_best_model", "f1") if named else ()  # by default, too: there is no loss of answers
+    start(tmp_path, *flags, *metric, "--save_total_limit", "1")
     state = read(tmp_path, "trainer_state.json")
     found = [entry["eval_f1"] for entry in state["log_history"] if "eval_f1" in entry]
     assert len(found) == 3 and state["best_metric"] == max(found)
@@ -189,6 +193,7 @@ def test_version_2(start, tmp_path):
             ("--do_train", "--max_seq_length", "12", "--doc_stride", "8"),
             "leaves 5 of max_seq_length 12 .* doc_stride 8",
         ),
+        (("--do_eval", "--metric_for_best_model", "exact"), "which the task does not have; .* exact_match, f1"),
         (
             ("--do_eval", "--eval_do_concat_batches", "False"),
             "--eval_do_concat_batches is False; answers are found in",
@@ -235,3 +240,38 @@ def test_real_rows(start, tmp_path):
         "parquet", data_files=str(folder / "validation.parquet"), split="train[:6]", cache_dir=str(tmp_path)
     )
     assert all(predictions[row["id"]] in row["context"] for row in rows) and len(predictions) == 6
+
+
+def test_repeated_ids_do_not_change_a_search(start, qa_files, tmp_path):
+    rows = [json.loads(line) for line in Path(qa_files["train_file"]).read_text().splitlines()]
+    files = {
+        "unique": rows,
+        "repeated": [{**row, "id": "0"} for row in rows],
+        "missing": [{name: value for name, value in row.items() if name != "id"} for row in rows],
+    }
+    found = {}
+    flags = "--do_train --do_search --sampling_strategy sandwich --search_space small --num_samples 2".split()
+    for name, content in files.items():
+        file = write_lines(tmp_path / f"{name}.json", content)
+        start(tmp_path / name, *flags, "--selection_split", "0.25", train_file=file, max_steps=48, save_steps=48)
+        trials = read(tmp_path / name / "search", "result.json")["trials"]
+        found[name] = [(trial["metrics"]["f1"], trial["metrics"]["exact_match"]) for trial in trials]
+    assert found["repeated"] == found["unique"] == found["missing"]
+    assert max(found["unique"])[0] > 50
+
+
+@pytest.mark.parametrize(("length", "shown"), [("30", 30), ("100", 32)])
+def test_an_overlap_that_leaves_nothing_is_refused(start, run_qa, tmp_path, monkeypatch, length, shown):
+    monkeypatch.setattr(run_qa.WindowMaker, "reading_windows", None)
+    # The tokenizer, which reads 32, cuts the length after the flags were checked.
+    with pytest.raises(ValueError, match=f"doc_stride is 29 and max_seq_length {shown}, which leaves {shown - 3} tok"):
+        start(tmp_path / "out", "--do_eval", max_seq_length=length, doc_stride=29)
+
+
+def test_a_model_with_an_offset_in_its_positions(start, tiny_qa_model, tmp_path):
+    tokenizer = AutoTokenizer.from_pretrained(tiny_qa_model, model_max_length=10**6)
+    model = build("roberta", head=RobertaForQuestionAnswering, max_position_embeddings=64, num_labels=2)
+    for part in (model, tokenizer):
+        part.save_pretrained(tmp_path / "model")
+    with pytest.raises(ValueError, match="max_seq_length is 64 and the model has 62 positions"):
+        start(tmp_path / "out", "--do_eval", model_name_or_path=str(tmp_path / "model"), max_seq_length=64)

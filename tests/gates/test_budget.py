@@ -353,6 +353,17 @@ def test_projection_keeps_the_best_units_and_their_soft_values() -> None:
     assert set(torch.cat(list(binary.units.values())).tolist()) == {0.0, 1.0}
 
 
+def test_equals_are_closed_in_all_layers_alike() -> None:
+    model = zoo.build("bert", num_hidden_layers=8)
+    gates = UnitGates(model, ("neurons",))
+    with torch.no_grad():
+        gates.neurons.logits.fill_(0.5)
+    values = project(gates, parameter_costs(model), 0.1)
+    kept = [int((units != 0).sum()) for units in values.units.values()]
+    # Were they closed in the order of the layers, the first three would be empty and the last four whole.
+    assert len(kept) == 8 and all(0 < count < model.config.intermediate_size for count in kept)
+
+
 def test_projection_on_macs_of_an_encoder_decoder() -> None:
     model = zoo.build("bart")
     gates = UnitGates(model, KINDS[:-1])

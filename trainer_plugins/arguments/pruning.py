@@ -119,6 +119,10 @@ class PruningArguments:
         default="constant",
         metadata={"help": "How its learning rate changes: constant (as published), linear, cosine and so on."},
     )
+    final_finetune_warmup_steps: float = field(
+        default=0.0,
+        metadata={"help": "Steps over which its learning rate rises first, or, below 1, this share of all its steps."},
+    )
     ex_name: str | None = field(default=None, metadata={"help": "A label of the run; it is kept in pruning.json."})
     test: bool = field(default=False, metadata={"help": "Read nowhere, as in the published code."})
 

@@ -2,16 +2,23 @@
 
 import contextlib
 import inspect
-from collections.abc import Iterator, Mapping
+import logging
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
 from hf_nas.distillation import IGNORED_LABEL, logits_of, task_and_teacher_loss
 from trainer_plugins.arguments import DistillationArguments
 from trainer_plugins.model_card import SmallModelHub
+
+
+logger = logging.getLogger(__name__)
+
+# Of the names of classes that predict one of the labels.
+_CLASSIFIERS = ("SequenceClassification", "ImageClassification", "TokenClassification")
 
 
 class DistillingTrainer(SmallModelHub):
@@ -144,19 +151,47 @@ def _order_of_labels(student: PreTrainedModel, teacher: PreTrainedModel) -> list
         ValueError: if vocabularies or labels differ.
     """
     ours, theirs = student.config, teacher.config
-    if ours.get_text_config().vocab_size != theirs.get_text_config().vocab_size:
+    # Models of images have none.
+    tokens, known = (getattr(config.get_text_config(), "vocab_size", None) for config in (ours, theirs))
+    if tokens != known:
         raise ValueError(
-            f"The teacher reads {theirs.get_text_config().vocab_size} different tokens and the model "
-            f"{ours.get_text_config().vocab_size}; give a teacher with the model's tokenizer."
+            f"The teacher reads {known} different tokens and the model {tokens}; give a teacher with the model's "
+            "tokenizer."
         )
-    if "SequenceClassification" not in type(student).__name__:
+    if not type(student).__name__.endswith(_CLASSIFIERS):
         return None
     if ours.num_labels != theirs.num_labels:
         raise ValueError(
             f"The teacher knows {theirs.num_labels} labels and the model {ours.num_labels}; give a teacher that was "
             "fine-tuned on the same task."
         )
-    names, teacher_names = ours.id2label, {name: number for number, name in theirs.id2label.items()}
-    order = [teacher_names.get(names[number]) for number in range(ours.num_labels)]
-    # Names that differ are mostly LABEL_0, LABEL_1, ..., which say nothing about the order.
-    return order if None not in order and order != list(range(ours.num_labels)) else None
+    if ours.num_labels == 1:  # a number
+        return None
+    names, teacher_names = _label_names(ours), _label_names(theirs)
+    if sorted(names) == sorted(teacher_names) and len(set(names)) == len(names):
+        order = [teacher_names.index(name) for name in names]
+        return order if order != list(range(ours.num_labels)) else None
+    unnamed = "teacher" if _are_numbers(teacher_names) else "model" if _are_numbers(names) else None
+    if unnamed is None:
+        raise ValueError(
+            f"The teacher's labels are {', '.join(teacher_names)} and those of the task {', '.join(names)}; give a "
+            "teacher that was fine-tuned on the task, or write the task's names into id2label of its config.json, in "
+            "the teacher's order."
+        )
+    logger.warning(
+        "The labels of the %s have no names, so that its labels are taken to be in the same order as %s; if they are "
+        "not, write names into id2label of its config.json.",
+        unnamed,
+        ", ".join(names if unnamed == "teacher" else teacher_names),
+    )
+    return None
+
+
+def _label_names(config: PretrainedConfig) -> list[str]:
+    """In the order of their numbers; published models write the same names in capitals or not."""
+    return [str(config.id2label[number]).lower() for number in range(config.num_labels)]
+
+
+def _are_numbers(names: Sequence[str]) -> bool:
+    """Whether labels are called LABEL_0 or 0, which says nothing about what they are."""
+    return all(name.removeprefix("label_") == str(number) for number, name in enumerate(names))

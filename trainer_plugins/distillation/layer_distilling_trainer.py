@@ -63,7 +63,7 @@ class LayerDistillingTrainer(DistillingTrainer):
             self.model.add_module(name, module.to(self.args.device))
         if self.layer_distillation is not None:
             self._student_layers = LayerOutputs(self.model, tuple(self.layer_distillation))
-            teacher = self.accelerator.unwrap_model(self.teacher)
+            teacher = self.accelerator.unwrap_model(self.teacher, keep_torch_compile=False)
             self._teacher_layers = LayerOutputs(teacher, tuple(self.layer_distillation))
 
     def _parts(self) -> dict[str, nn.Module]:

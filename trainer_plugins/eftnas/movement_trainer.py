@@ -10,11 +10,11 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel, TrainerCallback, TrainingArguments, set_seed
 from transformers.trainer_callback import ExportableState
-from transformers.trainer_utils import get_last_checkpoint
 
 from hf_nas.importance.movement import MovementScores, MovementSettings, MovementSparsity
 from hf_nas.run_files import SCORES_FILE
 from trainer_plugins.distillation.distilling_trainer import DistillingTrainer
+from trainer_plugins.run_state import last_complete_checkpoint
 
 
 logger = logging.getLogger(__name__)
@@ -153,7 +153,7 @@ def learn_importance(
     set_seed(arguments.seed)  # the task head is drawn at random
     model = model_init()
     trainer = MovementSparsityTrainer(model=model, args=arguments, settings=settings(model), **trainer_arguments)
-    trainer.train(resume_from_checkpoint=get_last_checkpoint(folder) if folder.is_dir() else None)
+    trainer.train(resume_from_checkpoint=last_complete_checkpoint(folder))
     scores = trainer.sparsity.scores()
     if trainer.is_world_process_zero():
         trainer.sparsity.write_report(folder)

@@ -1,7 +1,6 @@
 """Heads pruned in one run: by trained gates (DSP, Voita) or by importance (Michel), extraction, fine-tuning."""
 
 import logging
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -32,6 +31,7 @@ from trainer_plugins.head_pruning.front import evaluation_facts, find_order, is_
 from trainer_plugins.pruning.files import REPORT_FORMAT
 from trainer_plugins.pruning.pruning_trainer import PruningTrainer
 from trainer_plugins.pruning.run import PruningOutcome, PruningRun, best_checkpoint
+from trainer_plugins.pruning.schedule import training_steps
 
 
 logger = logging.getLogger(__name__)
@@ -125,16 +125,6 @@ def run_head_pruning(
             model = _fine_tune_first(run, model)
         _prune_by_importance(run, model, pruned)
     return run.hand_over(model, pruned, final)
-
-
-def training_steps(arguments: TrainingArguments, rows: int) -> int:
-    """Optimizer steps of a training on so many rows, as `Trainer` counts them."""
-    if arguments.max_steps > 0:
-        return arguments.max_steps
-    batches = rows / (arguments.train_batch_size * arguments.world_size)
-    batches = math.floor(batches) if arguments.dataloader_drop_last else math.ceil(batches)
-    per_epoch = max(math.ceil(batches / arguments.gradient_accumulation_steps), 1)
-    return math.ceil(arguments.num_train_epochs * per_epoch)
 
 
 # Trained gates.

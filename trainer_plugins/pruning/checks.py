@@ -12,7 +12,7 @@ from hf_nas.profiling import mac_costs, parameter_costs
 from hf_nas.subnetwork import FILE_NAME
 from trainer_plugins.arguments import NasArguments, PruningArguments
 from trainer_plugins.arguments.pruning import BUDGETS
-from trainer_plugins.pruning.schedule import PruningSchedule
+from trainer_plugins.pruning.schedule import PruningSchedule, check_trainable
 from trainer_plugins.pruning.unread_flags import check_unread_by_pruning, given_flags
 
 
@@ -26,6 +26,7 @@ _READ_WITH = {
     ),
     "do_final_finetune": (
         "final_finetune_epochs", "final_finetune_learning_rate", "final_finetune_scheduler_type",
+        "final_finetune_warmup_steps",
     ),
     "do_distill": ("distill_ce_loss_alpha", "distill_label_loss_alpha", "distill_temp"),
     "do_layer_distill": ("layer_distill_version", "distill_loss_alpha"),
@@ -74,8 +75,15 @@ def check_pruning(training: TrainingArguments, nas: NasArguments) -> None:
         for name in given_flags(nas.distillation):
             if name != "kd_teacher_model":
                 raise ValueError(f"--{name} is not for --do_distill, whose flags begin with distill; leave it out.")
-    if pruning.prunes and training.max_steps <= 0:
-        schedule_of(pruning).check(training)
+    if not pruning.prunes:
+        return
+    if pruning.sparsity_epsilon != PruningArguments().sparsity_epsilon and not training.load_best_model_at_end:
+        raise ValueError(
+            f"--sparsity_epsilon {pruning.sparsity_epsilon:g} says among which evaluations the best model is chosen, "
+            "but none is; add --load_best_model_at_end, or leave it out."
+        )
+    schedule_of(pruning).check(training)
+    check_trainable(training)
 
 
 def check_pruning_values(pruning: PruningArguments, has_teacher: bool) -> None:
@@ -165,6 +173,11 @@ def check_final_finetune(pruning: PruningArguments) -> None:
         raise ValueError(
             f"final_finetune_learning_rate is {pruning.final_finetune_learning_rate:g}; choose a number above 0, or "
             "leave it out for that of the pruning."
+        )
+    if not pruning.final_finetune_warmup_steps >= 0:
+        raise ValueError(
+            f"final_finetune_warmup_steps is {pruning.final_finetune_warmup_steps:g}; choose a number of steps, or a "
+            "share below 1."
         )
     # Of these, others need more than a name.
     known = ("constant", "linear", "cosine", "polynomial", "constant_with_warmup", "inverse_sqrt")

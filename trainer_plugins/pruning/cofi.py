@@ -31,6 +31,7 @@ from trainer_plugins.pruning.files import (
 )
 from trainer_plugins.pruning.pruning_trainer import PruningTrainer
 from trainer_plugins.pruning.run import PruningOutcome, PruningRun, best_checkpoint
+from trainer_plugins.pruning.schedule import check_steps
 
 
 logger = logging.getLogger(__name__)
@@ -39,7 +40,7 @@ _LOGITS_FOLDER = "teacher_logits"
 # What the gates do not depend on.
 _LATER = (
     "pretrained_pruned_model", "do_final_finetune", "final_finetune_epochs", "final_finetune_learning_rate",
-    "final_finetune_scheduler_type", "ex_name", "test",
+    "final_finetune_scheduler_type", "final_finetune_warmup_steps", "ex_name", "test",
 )  # fmt: skip
 # So far below the target, closing units that the training left open costs more than pruning them would have.
 _LARGE_GAP = 0.05
@@ -134,6 +135,8 @@ def run_pruning(
     if not pruning.is_active:
         raise ValueError("Nothing is to be pruned; set pruning_type, or pretrained_pruned_model to fine-tune one.")
     check_pruning_values(pruning, teacher is not None)
+    if pruning.prunes:
+        check_steps(schedule_of(pruning), arguments, trainer_arguments["train_dataset"])
     run = _Run(arguments, trainer_class, teacher, dict(record or {}), trainer_arguments, pruning)
     if pruning.pretrained_pruned_model is not None:
         return run.finetune(model, Path(pruning.pretrained_pruned_model), run.schedule_type())

@@ -1,6 +1,5 @@
 """What a pruning leaves on the disk beside the models, and reads again when it goes on."""
 
-import json
 import logging
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,11 +8,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import PreTrainedModel
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from hf_nas.distillation import LayerDistillation
 from hf_nas.files import atomic_path
-from hf_nas.run_files import STATE_FILE
 from hf_nas.subnetwork import FILE_NAME, SubNetwork
 
 
@@ -21,21 +18,6 @@ logger = logging.getLogger(__name__)
 
 REPORT_FORMAT = "hf_nas.pruning/1"
 LAYER_MAPS_FILE = "layer_distillation.safetensors"
-
-
-def last_complete_checkpoint(folder: Path) -> str | None:
-    """The last checkpoint that was written to its end, None if there is none.
-
-    `Trainer` writes the state last, so one without it was being written when the run was killed.
-    """
-    checkpoints = {}
-    for path in folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
-        try:
-            json.loads((path / STATE_FILE).read_text(encoding="utf-8"))
-            checkpoints[int(path.name.rpartition("-")[2])] = str(path)
-        except (OSError, ValueError):
-            continue
-    return checkpoints[max(checkpoints)] if checkpoints else None
 
 
 def read_sub_network(folder: Path) -> SubNetwork:

@@ -13,7 +13,7 @@ from hf_nas.extraction import save_extracted
 from hf_nas.gates import BudgetController
 from hf_nas.subnetwork import SubNetwork
 from trainer_plugins.distillation.layer_distilling_trainer import LayerDistillingTrainer
-from trainer_plugins.pruning.schedule import PruningSchedule, TrainableGates, restarted_factor
+from trainer_plugins.pruning.schedule import PruningSchedule, TrainableGates, cannot_maximize, restarted_factor
 
 
 # Under these names gates and multipliers are parts of the model while it is trained.
@@ -32,7 +32,8 @@ class PruningTrainer(LayerDistillingTrainer):
 
     Args:
         gates: attached to the model.
-        controller: of the budget; without one nothing holds the gates at a size but themselves and their penalty.
+        controller: of the budget, whose target rises as the schedule says; without one nothing holds the gates at a
+            size but themselves and their penalty.
         schedule: of the pruning.
         sub_network: what the model was extracted from; it is saved beside it.
         kwargs: of [`LayerDistillingTrainer`], [`DistillingTrainer`] and `Trainer`.
@@ -116,10 +117,7 @@ class PruningTrainer(LayerDistillingTrainer):
         groups = [self.gates.parameter_group(self.schedule.learning_rate)]
         if self.controller is not None:
             if "maximize" not in optimizer.defaults:
-                raise ValueError(
-                    f"optim is '{self.args.optim.value}', which cannot maximise over the multipliers of the budget; "
-                    "choose adamw_torch_fused or adamw_torch."
-                )
+                raise ValueError(cannot_maximize(self.args))
             groups.append(self.controller.parameter_group(self.schedule.learning_rate))
         for group in groups:
             optimizer.add_param_group(group)
@@ -230,12 +228,22 @@ class PruningTrainer(LayerDistillingTrainer):
     def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
         """Whether this is the best evaluation so far; before the target is met, none is."""
         if self.gates is not None:
+            self._check_best_metric(metrics)
             if not self.is_pruning:
                 return False
             if self.controller is not None:
                 if self.expected_sparsity() < self.controller.target - self.schedule.epsilon:
                     return False
         return super()._determine_best_metric(metrics, trial)
+
+    def _check_best_metric(self, metrics: dict[str, float]) -> None:
+        """Raise a `ValueError` if what the best model is chosen by is not measured, without waiting for the target."""
+        name = self.args.metric_for_best_model
+        if name is not None and name not in metrics and f"eval_{name}" not in metrics:
+            known = sorted(each.removeprefix("eval_") for each in metrics if each.startswith("eval_"))
+            raise ValueError(
+                f"metric_for_best_model is '{name}', which is not measured; choose one of {', '.join(known)}."
+            )
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         super()._save(output_dir, state_dict)

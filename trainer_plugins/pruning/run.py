@@ -8,7 +8,7 @@ the last checkpoint or the last of these folders that is complete.
 import copy
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,9 +21,9 @@ from hf_nas.files import write_json
 from hf_nas.run_files import FINETUNED_FOLDER, PRUNING_FILE, read_object
 from hf_nas.subnetwork import FILE_NAME, SubNetwork
 from trainer_plugins.arguments import PruningArguments
-from trainer_plugins.pruning.files import last_complete_checkpoint, read_sub_network
+from trainer_plugins.pruning.files import read_sub_network
 from trainer_plugins.pruning.pruning_trainer import PruningTrainer
-from trainer_plugins.run_state import prepare_output_folder, write_run
+from trainer_plugins.run_state import last_complete_checkpoint, prepare_output_folder, write_run
 
 
 logger = logging.getLogger(__name__)
@@ -117,13 +117,18 @@ class PruningRun:
         """The record of a step that depends on these settings too, as JSON gives it back."""
         return json.loads(json.dumps({**self.record, **settings}))
 
-    def begin(self, folder: Path, record: dict[str, Any]) -> bool:
+    def begin(self, folder: Path, record: dict[str, Any], may_change: Collection[str] = ()) -> bool:
         """Claim a folder for a step; whether the step is finished there.
+
+        Args:
+            folder: of the step.
+            record: what it depends on.
+            may_change: what of that may be otherwise in an attempt that came to no checkpoint.
 
         Raises:
             ValueError: if it holds another one.
         """
-        is_finished, _ = prepare_output_folder(folder, record)
+        is_finished, _ = prepare_output_folder(folder, record, may_change)
         if not is_finished and self.writes:
             write_run(folder, record, finished=False)
         return is_finished
@@ -179,7 +184,8 @@ class PruningRun:
             "max_steps": -1,
             "learning_rate": final.final_finetune_learning_rate or self.arguments.learning_rate,
             "lr_scheduler_type": SchedulerType(final.final_finetune_scheduler_type),
-            "warmup_steps": 0,
+            "lr_scheduler_kwargs": None,  # those given are for the schedule of the pruning
+            "warmup_steps": final.final_finetune_warmup_steps,
             "resume_from_checkpoint": None,
         }
         return self.finetune(small, pruned, changes)
@@ -208,7 +214,8 @@ class PruningRun:
         names = ("learning_rate", "lr_scheduler_type", "num_train_epochs", "max_steps", "warmup_steps")
         record = self.record_with({**self.finetune_settings(), **{name: getattr(arguments, name) for name in names}})
         attention = model.config._attn_implementation
-        if not (self.begin(folder, record) and (folder / FILE_NAME).is_file()):
+        # Nothing is lost in the folder until there is a checkpoint.
+        if not (self.begin(folder, record, may_change=record) and (folder / FILE_NAME).is_file()):
             options = self.finetune_options(model, pruned)
             trainer = self.trainer(model, arguments, sub_network=sub_network, **options)
             self.train(trainer)

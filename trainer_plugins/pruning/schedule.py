@@ -1,14 +1,15 @@
 """When gates act and how fast they and the weights learn, for a [`PruningTrainer`]."""
 
+import inspect
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sized
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
-from transformers import TrainingArguments, get_scheduler
+from transformers import Trainer, TrainingArguments, get_scheduler
 
 from hf_nas.gates import GateValues
 from hf_nas.structures import ModelStructure
@@ -97,6 +98,61 @@ class PruningSchedule:
                 f"{warmup} steps later; train for longer than that."
             )
         return start, warmup
+
+
+def training_steps(arguments: TrainingArguments, rows: int, epochs: float | None = None) -> int:
+    """Optimizer steps of a training on so many rows, as `Trainer` counts them.
+
+    Args:
+        arguments: of the training.
+        rows: of the training set.
+        epochs: instead of the length that the arguments say.
+    """
+    if epochs is None and arguments.max_steps > 0:
+        return arguments.max_steps
+    batches = rows / (arguments.train_batch_size * arguments.world_size)
+    batches = math.floor(batches) if arguments.dataloader_drop_last else math.ceil(batches)
+    per_epoch = max(math.ceil(batches / arguments.gradient_accumulation_steps), 1)
+    return math.ceil((arguments.num_train_epochs if epochs is None else epochs) * per_epoch)
+
+
+def check_steps(schedule: PruningSchedule, arguments: TrainingArguments, rows: Any) -> None:
+    """Refuse a training that is too short for its schedule, before the teacher or anything else runs.
+
+    Args:
+        schedule: of the gates.
+        arguments: of the training.
+        rows: the training set; one without a length is refused when the training begins.
+
+    Raises:
+        ValueError: that says how many steps there are, and how many are needed.
+    """
+    if isinstance(rows, Sized):
+        schedule.steps(training_steps(arguments, len(rows), epochs=1), training_steps(arguments, len(rows)))
+
+
+def check_trainable(arguments: TrainingArguments) -> None:
+    """Refuse settings under which gates and multipliers of a budget cannot be trained.
+
+    Raises:
+        ValueError: that says which can be had instead.
+    """
+    optimizer, _ = Trainer.get_optimizer_cls_and_kwargs(arguments)
+    if "maximize" not in inspect.signature(optimizer).parameters:
+        raise ValueError(cannot_maximize(arguments))
+    if arguments.gradient_checkpointing and (arguments.gradient_checkpointing_kwargs or {}).get("use_reentrant"):
+        raise ValueError(
+            "gradient_checkpointing_kwargs has use_reentrant True, which cannot take gradients of gates that all "
+            'layers share; give {"use_reentrant": false}.'
+        )
+
+
+def cannot_maximize(arguments: TrainingArguments) -> str:
+    """What is wrong with an optimizer that cannot."""
+    return (
+        f"optim is '{getattr(arguments.optim, 'value', arguments.optim)}', which cannot maximise over the multipliers "
+        "of the budget; choose adamw_torch_fused or adamw_torch."
+    )
 
 
 def rate_factor(arguments: TrainingArguments, steps: int) -> Callable[[int], float]:

@@ -1,6 +1,6 @@
 """What a run of an example script cannot do without; flags that contradict each other are refused before that."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from transformers import TrainingArguments
@@ -60,6 +60,24 @@ def needed_splits(
         "test": training.do_predict,
     }
     return [role for role, is_needed in needed.items() if is_needed]
+
+
+def check_best_metric(training: TrainingArguments, known: Collection[str]) -> None:
+    """Refuse to choose the best checkpoint by a metric that the task does not have.
+
+    Args:
+        training: the arguments of Trainer.
+        known: names of the metrics of the task, as far as they are known; the loss need not be among them.
+
+    Raises:
+        ValueError: that says which it has.
+    """
+    name = training.metric_for_best_model
+    if name is not None and known and name.removeprefix("eval_") not in (*known, "loss"):
+        raise ValueError(
+            f"--metric_for_best_model is {name!r}, which the task does not have; choose one of {', '.join(known)}, or "
+            "loss."
+        )
 
 
 def is_standard_nas(nas: NasArguments) -> bool:

@@ -3,6 +3,7 @@
 import logging
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -155,6 +156,8 @@ def train_or_prune(
         asked for.
     """
     run.claim(training)
+    if not training.do_train:  # what is evaluated or searched is trained, and its units are in order
+        nas = replace(nas, super_network=replace(nas.super_network, sampling_strategy=None))
     trains = (training.do_train or is_standard_nas(nas)) and not run.is_trained
     # What michel leaves of a model that is fine-tuned already may be all that is trained.
     trains |= nas.pruning.do_final_finetune

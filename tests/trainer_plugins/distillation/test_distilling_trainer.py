@@ -135,12 +135,43 @@ def test_the_teacher_is_asked_once_a_batch_for_all_sub_networks(tmp_path) -> Non
 def test_labels_in_another_order_are_put_in_ours(tmp_path) -> None:
     model, reference, teacher = students()
     model.config.id2label = {0: "a", 1: "b", 2: "c"}
-    teacher.config.id2label = {0: "c", 1: "a", 2: "b"}
+    teacher.config.id2label = {0: "C", 1: "A", 2: "B"}  # as published models of MNLI have them
     run = DistillingTrainer(model=model, args=arguments(tmp_path), teacher=teacher, train_dataset=rows())
     inputs = default_data_collator(rows()[:4])
     with run.taught(inputs), torch.no_grad():
         theirs = teacher(**{k: v for k, v in inputs.items() if k != "labels"}).logits
         assert torch.equal(run._teacher_logits[0], theirs[:, [1, 2, 0]])
+
+
+@pytest.mark.parametrize("unnamed", ["teacher", "model"])
+def test_labels_without_names_are_taken_as_they_are_with_a_warning(unnamed: str, tmp_path, caplog) -> None:
+    model, _, teacher = students()
+    named = model if unnamed == "teacher" else teacher
+    named.config.id2label = {0: "contradiction", 1: "neutral", 2: "entailment"}
+    run = DistillingTrainer(model=model, args=arguments(tmp_path), teacher=teacher, train_dataset=rows())
+    assert f"The labels of the {unnamed} have no names" in caplog.text and "neutral, entailment" in caplog.text
+    inputs = default_data_collator(rows()[:4])
+    with run.taught(inputs), torch.no_grad():
+        theirs = teacher(**{k: v for k, v in inputs.items() if k != "labels"}).logits
+        assert torch.equal(run._teacher_logits[0], theirs)
+
+
+def test_a_teacher_of_other_labels_is_refused(tmp_path) -> None:
+    model, _, teacher = students()
+    model.config.id2label = {0: "a", 1: "b", 2: "c"}
+    teacher.config.id2label = {0: "x", 1: "b", 2: "c"}
+    with pytest.raises(ValueError, match="labels are x, b, c and those of the task a, b, c; give .* id2label"):
+        DistillingTrainer(model=model, args=arguments(tmp_path), teacher=teacher)
+
+
+def test_a_model_of_images_is_taught(tmp_path) -> None:
+    model, teacher = zoo.build("vit"), zoo.build("vit", seed=5)
+    size = model.config.image_size
+    data = [{"pixel_values": torch.randn(model.config.num_channels, size, size), "labels": 1} for _ in range(8)]
+    run = DistillingTrainer(
+        model=model, args=arguments(tmp_path), teacher=teacher, train_dataset=data, data_collator=default_data_collator
+    )
+    assert run.train().training_loss > 0
 
 
 @pytest.mark.parametrize(

@@ -41,7 +41,7 @@ from trainer_plugins import (
 from trainer_plugins.head_pruning import front as head_front
 from trainer_plugins.head_pruning import run as head_pruning
 from trainer_plugins.head_pruning.front import heads_of_front
-from trainer_plugins.head_pruning.run import training_steps
+from trainer_plugins.pruning.schedule import training_steps
 
 
 ROOT = Path(__file__).resolve().parents[3]

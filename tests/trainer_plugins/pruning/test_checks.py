@@ -37,6 +37,9 @@ NOT_PRUNED = {"pruning_type": None, "target_sparsity": 0.0}
         ({"final_finetune_learning_rate": -1.0}, {}, "final_finetune_learning_rate is -1; choose"),
         ({"final_finetune_scheduler_type": "none"}, {}, "is 'none'; choose one of constant, linear, cosine"),
         ({"final_finetune_epochs": 3.0}, {}, "--final_finetune_epochs would not be read without --do_final_finetune"),
+        ({"final_finetune_warmup_steps": 9.0}, {}, "--final_finetune_warmup_steps would not be read without"),
+        ({"do_final_finetune": True, "final_finetune_warmup_steps": -1.0}, {}, "final_finetune_warmup_steps is -1"),
+        ({"sparsity_epsilon": 0.03}, {}, "--sparsity_epsilon 0.03 .* add --load_best_model_at_end"),
         ({"distill_temp": 4.0}, {}, "--distill_temp would not be read without --do_distill; add --do_distill"),
         (
             {"do_distill": True, "layer_distill_version": 5},
@@ -92,6 +95,20 @@ def test_flags_that_contradict_each_other_are_refused(pruning: dict, others: dic
     pruning = {"lagrangian_warmup_epochs": 1.0, **pruning}
     with pytest.raises(ValueError, match=message):
         check_pruning(training, shrinking(pruning, **others))
+
+
+def test_settings_under_which_gates_cannot_be_trained_are_refused(tmp_path) -> None:
+    for settings, message in (
+        ({"optim": "adafactor"}, "optim is 'adafactor', which cannot maximise .* choose adamw_torch_fused"),
+        (
+            {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": True}},
+            "has use_reentrant True, .* give ..use_reentrant.: false",
+        ),
+        ({"lr_scheduler_kwargs": {"power": 2}}, "lr_scheduler_kwargs .'power': 2., which do not fit"),
+    ):
+        training = TrainingArguments(str(tmp_path), do_train=True, num_train_epochs=4, **settings)
+        with pytest.raises(ValueError, match=message):
+            check_pruning(training, shrinking({}))
 
 
 def test_flags_that_fit_are_accepted(tmp_path) -> None:

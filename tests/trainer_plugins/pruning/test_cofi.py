@@ -22,7 +22,8 @@ from tests import zoo
 from tests.trainer_plugins.pruning_world import prune
 from trainer_plugins import PruningTrainer
 from trainer_plugins.pruning import cofi
-from trainer_plugins.pruning.files import freeze_embeddings, last_complete_checkpoint
+from trainer_plugins.pruning.files import freeze_embeddings
+from trainer_plugins.run_state import last_complete_checkpoint
 
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -179,6 +180,61 @@ def test_another_run_in_the_folder_is_refused(whole: Path) -> None:
         prune(whole, pruning={"final_finetune_epochs": 3.0})
     with pytest.raises(ValueError, match="Nothing is to be pruned; set pruning_type"):
         prune(whole, pruning={"pruning_type": None})
+
+
+def test_the_fine_tuning_has_a_schedule_of_its_own_and_may_change_until_it_has_begun(tmp_path, monkeypatch) -> None:
+    kwargs = {"lr_scheduler_type": "cosine_with_min_lr", "lr_scheduler_kwargs": {"min_lr_rate": 0.1}}
+    with pytest.MonkeyPatch.context() as patch:  # it dies before its first checkpoint
+        patch.setattr(PruningTrainer, "release", die_after_pruning(PruningTrainer.release))
+        with pytest.raises(KeyboardInterrupt):
+            prune(tmp_path, pruning={"final_finetune_scheduler_type": "linear"}, save_strategy="no", **kwargs)
+    flags = {"final_finetune_scheduler_type": "constant_with_warmup", "final_finetune_warmup_steps": 4.0}
+    outcome = prune(tmp_path, pruning=flags, save_strategy="no", **kwargs)
+    log = json.loads((outcome.folder / "trainer_state.json").read_text())["log_history"]
+    rates = [entry["learning_rate"] for entry in log if "learning_rate" in entry]
+    assert rates == pytest.approx([0.0, 0.00125, 0.0025, 0.00375, 0.005, 0.005])
+
+
+def die_after_pruning(release):
+    """Lets the second training die when it is done."""
+    calls = []
+
+    def die(self):
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return release(self)
+
+    return die
+
+
+@pytest.mark.parametrize("layers", [True, False])
+def test_a_training_that_is_too_short_is_refused_before_the_teacher_is_asked(layers: bool, tmp_path) -> None:
+    teacher = zoo.build("bert", seed=5)
+    teacher.register_forward_hook(lambda *args: pytest.fail("the teacher was asked"))
+    distillation = {"do_distill": True, "do_layer_distill": layers, "cache_teacher_logits": not layers}
+    with pytest.raises(ValueError, match="The training has 6 steps, but pruning begins after 3 and .* 3 steps later"):
+        prune(tmp_path, teacher=teacher, pruning=distillation, max_steps=6)
+    assert not any(tmp_path.iterdir())
+
+
+def test_two_processes_prune_and_fine_tune(tmp_path) -> None:
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=0"]
+    command += ["--rdzv_backend=c10d", "--rdzv_endpoint=localhost:0", "-m", "tests.trainer_plugins.pruning_world"]
+    settings = {"prune": True, "save_strategy": "no", "ddp_backend": "gloo"}
+    done = subprocess.run(
+        [*command, str(tmp_path / "two"), json.dumps(settings | {"per_device_train_batch_size": 4})], cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}, text=True, timeout=240,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-3000:]
+    report = json.loads((tmp_path / "two" / "pruned" / "pruning.json").read_text())
+    assert 0.5 <= report["sparsity"] < 0.55
+    for folder in FOLDERS:
+        small = AutoModelForSequenceClassification.from_pretrained(tmp_path / "two" / folder)
+        assert small.num_parameters() == report["parameters"]
+    before, after = (weights(tmp_path / "two" / folder) for folder in FOLDERS)
+    assert not torch.equal(before["classifier.weight"], after["classifier.weight"])
 
 
 def test_an_incomplete_checkpoint_does_not_count(tmp_path) -> None:

@@ -56,6 +56,14 @@ def watch(run: SuperNetworkTrainer) -> list[list[SubNetwork]]:
     return seen
 
 
+@pytest.mark.parametrize("compat, wanted", [(False, 1.0), (True, 3.5e-6)])
+def test_a_stage_without_a_learning_rate_has_that_of_the_training(compat: bool, wanted: float, tmp_path) -> None:
+    stages = staged(zoo.build("bert"), Stage(("width",), epochs=1), spaces=(WIDE,), compat=compat)
+    run = trainer(tmp_path, training=stages, max_grad_norm=0.0)
+    run.create_optimizer_and_scheduler(6)
+    assert run.lr_scheduler.get_last_lr() == pytest.approx([wanted] * len(run.optimizer.param_groups))
+
+
 def test_stages_decide_length_spaces_and_learning_rates(tmp_path) -> None:
     run = trainer(tmp_path)
     seen = watch(run)
