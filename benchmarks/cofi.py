@@ -34,7 +34,7 @@ COMMON = (
     "--train_sampling_strategy group_by_length --per_device_train_batch_size 16 --per_device_eval_batch_size 64 "
     "--save_strategy epoch --save_total_limit 1 --logging_steps 20 --disable_tqdm True"
 )
-GATES = "--do_final_finetune --final_finetune_scheduler_type linear"
+GATES = "--do_final_finetune --final_finetune_scheduler_type linear --final_finetune_warmup_steps 0.06"
 BASELINES = ("layers", "magnitude")
 
 

@@ -147,6 +147,30 @@ def test_a_small_checkpoint(model_class, old_names: bool, folder, tmp_path, caps
     assert not list((tmp_path / "ours").glob("*.bin"))
 
 
+def test_a_checkpoint_of_the_hub_is_downloaded(folder, tmp_path, monkeypatch) -> None:
+    write_small(build(BertForSequenceClassification, num_labels=3), folder)
+    asked = []
+
+    def download(name: str, allow_patterns: list[str]) -> str:
+        asked.append(name)
+        return str(folder)
+
+    monkeypatch.setattr(convert_cofi, "snapshot_download", download)
+    convert("princeton-nlp/CoFi-MNLI-s95", tmp_path / "hub")
+    convert(folder, tmp_path / "folder")
+    assert asked == ["princeton-nlp/CoFi-MNLI-s95"]
+    models = [AutoModelForSequenceClassification.from_pretrained(tmp_path / name) for name in ("hub", "folder")]
+    for ours, theirs in zip(*(model.state_dict().values() for model in models)):
+        assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize("name", ["nowhere", "./no such/folder/at all"])
+def test_what_is_neither_a_folder_nor_on_the_hub_is_refused(name: str, tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(ValueError, match="There is no folder .* and nothing of that name can be had from the Hub"):
+        convert(name, tmp_path / "out")
+
+
 def test_names_of_labels(folder, tmp_path) -> None:
     model = build(BertForSequenceClassification, num_labels=3)
     write_small(model, folder)

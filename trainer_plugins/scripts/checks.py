@@ -33,6 +33,7 @@ def needed_splits(
             f"--reorg_cache_model '{scores}' has scores for the training of a super-network; add --sampling_strategy, "
             "or leave it out."
         )
+    _check_kernels(training, nas)
     search = nas.search
     if search.do_search and search.nas_type in NAS_TYPES and search.nas_type not in nas_types:
         raise ValueError(f"--nas_type {search.nas_type} is not for this task; choose {' or '.join(nas_types)}.")
@@ -83,6 +84,19 @@ def check_best_metric(training: TrainingArguments, known: Collection[str]) -> No
 def is_standard_nas(nas: NasArguments) -> bool:
     """Whether a search fine-tunes every candidate on its own, so that there is no training before it."""
     return nas.search.do_search and nas.search.nas_type == "standard"
+
+
+def _check_kernels(training: TrainingArguments, nas: NasArguments) -> None:
+    """Refuse fused kernels: they compute losses without logits, and of their layers no units can be left out."""
+    learns = {
+        "a super-network": nas.is_elastic,
+        "a pruning": nas.prunes,
+        "importance": nas.eftnas.only_generate_importance_weight,
+        "a teacher": nas.distillation.kd_teacher_model is not None,
+    }
+    for what, is_given in learns.items():
+        if training.use_liger_kernel and is_given:
+            raise ValueError(f"--use_liger_kernel fuses layers and losses that {what} needs apart; leave it out.")
 
 
 def _check_importance(training: TrainingArguments, nas: NasArguments) -> None:

@@ -10,7 +10,13 @@ from hf_nas.nncf_config import NncfConfig, write
 from hf_nas.space import CustomSpace
 from tests import zoo
 from tests.nncf_config.configs import config, feed_forward_block
-from trainer_plugins import EftnasArguments, NasArguments, SearchArguments, SuperNetworkArguments, apply_config
+from trainer_plugins import (
+    EftnasArguments,
+    NasArguments,
+    SearchArguments,
+    SuperNetworkArguments,
+    apply_config,
+)
 from trainer_plugins.checks import check_arguments
 from trainer_plugins.eftnas import plan as eftnas
 from trainer_plugins.eftnas.nncf_flags import movement_settings
