@@ -154,6 +154,20 @@ def test_predictions(start, qa_files, tmp_path):
     assert len(read(tmp_path / "c", "predict_predictions.json")) == 2
 
 
+@pytest.mark.parametrize("flags", ["--do_eval", "--do_predict"])
+def test_batches_of_like_lengths_are_for_the_training_alone(start, qa_files, tmp_path, flags):
+    found = []
+    for strategy in ("random", "group_by_length"):
+        folder = tmp_path / strategy
+        start(
+            folder, flags, "--train_sampling_strategy", strategy, "--pad_to_max_length", "False",
+            per_device_eval_batch_size=2, test_file=qa_files["validation_file"],
+        )  # fmt: skip
+        found.append((read(folder), read(folder, f"{flags.removeprefix('--do_')}_predictions.json")))
+    assert found[0][1] == found[1][1]
+    assert {k: v for k, v in found[0][0].items() if "f1" in k} == {k: v for k, v in found[1][0].items() if "f1" in k}
+
+
 def test_version_2(start, tmp_path):
     files = {
         "train_file": write_lines(tmp_path / "train.json", questions(160, seed=0, unanswerable=0.4)),

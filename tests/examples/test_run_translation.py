@@ -89,6 +89,15 @@ def test_a_test_set_without_translations(translate, translator, pair_files, tmp_
     assert written == (translator / "generated_predictions.txt").read_text()
 
 
+def test_batches_of_like_lengths_are_for_the_training_alone(translate, translator, tmp_path):
+    results = []
+    for strategy in ("random", "group_by_length"):
+        flags = ("--do_eval", "--predict_with_generate", "--train_sampling_strategy", strategy)
+        translate(tmp_path / strategy, *flags, model_name_or_path=translator, per_device_eval_batch_size=2)
+        results.append(read(tmp_path / strategy)["eval_bleu"])
+    assert results[0] == pytest.approx(results[1])
+
+
 def test_evaluation_without_translations_has_a_loss_alone(translate, translator, tmp_path):
     translate(tmp_path, "--do_eval", model_name_or_path=translator)
     results = read(tmp_path)

@@ -8,7 +8,9 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils.data import Dataset, Sampler, SequentialSampler
 from transformers import PretrainedConfig, PreTrainedModel
+from transformers.trainer_utils import has_length
 
 from hf_nas.distillation import IGNORED_LABEL, logits_of, task_and_teacher_loss
 from trainer_plugins.arguments import DistillationArguments
@@ -74,6 +76,15 @@ class DistillingTrainer(SmallModelHub):
         with torch.no_grad(), self.compute_loss_context_manager():
             logits = logits_of(self.teacher(**self._prepare_inputs(known)))
         return logits if self._label_order is None else tuple(each[..., self._label_order] for each in logits)
+
+    def _get_eval_sampler(self, eval_dataset: Dataset) -> Sampler | None:
+        """Rows in their order, to which answers, translations and predictions on disk belong.
+
+        With `train_sampling_strategy="group_by_length"` the stock Trainer shuffles what it evaluates, too.
+        """
+        if eval_dataset is None or not has_length(eval_dataset) or self.args.world_size > 1:
+            return None
+        return SequentialSampler(eval_dataset)
 
     def training_step(
         self,

@@ -164,6 +164,30 @@ def test_a_teacher_of_other_labels_is_refused(tmp_path) -> None:
         DistillingTrainer(model=model, args=arguments(tmp_path), teacher=teacher)
 
 
+def test_predictions_are_in_the_order_of_the_rows(tmp_path) -> None:
+    data = [{**row, "input_ids": row["input_ids"][: 3 + n % 5]} for n, row in enumerate(rows())]
+    for row in data:
+        row["attention_mask"] = [1] * len(row["input_ids"])
+    found = []
+    for strategy in ("random", "group_by_length"):
+        run = DistillingTrainer(
+            model=zoo.without_dropout(zoo.build("bert")), data_collator=pad,
+            args=arguments(tmp_path, train_sampling_strategy=strategy, per_device_eval_batch_size=4),
+        )  # fmt: skip
+        found.append(run.predict(data))
+    assert found[0].label_ids.tolist() == found[1].label_ids.tolist() == [row["labels"] for row in data]
+    assert abs(found[0].predictions - found[1].predictions).max() < 1e-5
+
+
+def pad(batch: list[dict]) -> dict[str, torch.Tensor]:
+    longest = max(len(row["input_ids"]) for row in batch)
+    filled = [
+        {**row, **{name: row[name] + [0] * (longest - len(row[name])) for name in ("input_ids", "attention_mask")}}
+        for row in batch
+    ]
+    return default_data_collator(filled)
+
+
 def test_a_model_of_images_is_taught(tmp_path) -> None:
     model, teacher = zoo.build("vit"), zoo.build("vit", seed=5)
     size = model.config.image_size
