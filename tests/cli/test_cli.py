@@ -305,5 +305,5 @@ def test_the_entry_point() -> None:
 
 
 def test_the_command_convert_cofi_is_there(tmp_path, capsys) -> None:
-    message = "give that of a downloaded CoFi checkpoint"
+    message = "give the folder of a CoFi checkpoint or a name such as princeton-nlp/CoFi-MNLI-s95"
     refused(capsys, message, "convert-cofi", tmp_path / "nowhere", tmp_path / "out")

@@ -313,6 +313,8 @@ def test_finished_run_record(tmp_path):
     (tmp_path / "model.safetensors").touch()  # died between saving the model and recording the end
     assert run_state.prepare_output_folder(tmp_path, {"seed": 1}) == (False, None)
     (tmp_path / "checkpoint-4").mkdir()
+    assert run_state.prepare_output_folder(tmp_path, {"seed": 1}) == (False, None)  # died while it wrote that
+    (tmp_path / "checkpoint-4" / "trainer_state.json").write_text("{}")
     assert run_state.prepare_output_folder(tmp_path, {"seed": 1}) == (False, str(tmp_path / "checkpoint-4"))
     run_state.write_run(tmp_path, {"seed": 1}, finished=True)
     assert run_state.prepare_output_folder(tmp_path, {"seed": 1}) == (True, None)
