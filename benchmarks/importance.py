@@ -1,8 +1,10 @@
 """Which order of the units makes the best super-network: movement, magnitude, gradient or none, over several seeds.
 
 Runs examples/text-classification/run_glue.py once a task, seed and importance, with the same super-network training
-and search, and prints the hypervolume of the front (error against the share of the encoder's parameters): on the
-selection set that was searched, and on the validation set that was not. Movement scores cost a training of their own
+and search, and prints the hypervolume of the front (error against the share of the encoder's parameters), on the
+selection set that was searched and on the validation set that was not, and the validation score of what the selection
+set says is best within some shares; the hypervolume counts any size alike, also those too small to be of use. Movement
+scores cost a training of their own
 before that. Finished runs are not repeated, so a killed benchmark continues; those that were made with other flags are
 set aside and made again.
 """
@@ -27,6 +29,8 @@ SEARCH = "--do_search --search_strategy nsga2 --num_samples 30"
 MOVEMENT_EPOCHS = {"mrpc": 2.0, "sst2": 0.5}
 # Errors are below 1, shares of the parameters at most 1; the full network counts.
 REFERENCE = (1.0, 1.05)
+# Shares of the parameters within which the best is looked for.
+BUDGETS = (0.25, 0.5, 0.75)
 
 
 def flags(arguments: argparse.Namespace, task: str, order: str) -> str:
@@ -40,7 +44,7 @@ def flags(arguments: argparse.Namespace, task: str, order: str) -> str:
 
 
 def scores(folder: Path, task: str) -> dict[str, float]:
-    """Hypervolumes of the front, in percent of the most that could be."""
+    """Hypervolumes of the front, in percent of the most that could be, and scores within budgets, in percent."""
     with open(folder / "search" / "front.csv", encoding="utf-8") as file:
         rows = [row for row in csv.DictReader(file) if row["on_front"] == "1"]
     most = REFERENCE[0] * REFERENCE[1]
@@ -48,6 +52,9 @@ def scores(folder: Path, task: str) -> dict[str, float]:
     for name in ("metric", "reported"):
         points = [(1 - float(row[name]), float(row["parameters_share"])) for row in rows]
         found[name] = 100 * hypervolume(points, REFERENCE) / most
+    for budget in BUDGETS:
+        within = [row for row in rows if float(row["parameters_share"]) <= budget]
+        found[str(budget)] = 100 * float(max(within, key=lambda row: float(row["metric"]))["reported"])
     found["full"] = 100 * json.loads((folder / "eval_results.json").read_text())[f"eval_{TASKS[task][0]}"]
     return found
 
@@ -68,11 +75,13 @@ def main() -> None:
                 found.append(scores(folder, task))
             rows.append({"task": task, "importance": order, "seeds": arguments.seeds, "runs": found})
     print(f"{arguments.strategy}, {arguments.space} space, mean and standard deviation over seeds {arguments.seeds}")
-    print("hypervolume of the front in percent of the most that could be")
-    print(f"{'task':6} {'importance':11} {'selection set':>15} {'validation set':>15} {'largest':>13}")
+    print("hypervolumes in percent of the most that could be; scores on the validation set in percent")
+    columns = {"metric": "HV selection", "reported": "HV validation"}
+    columns |= {str(budget): f"within {budget:.0%}" for budget in BUDGETS} | {"full": "largest"}
+    print(f"{'task':6} {'importance':11} " + " ".join(f"{title:>14}" for title in columns.values()))
     for row in rows:
-        columns = [spread([each[name] for each in row["runs"]]) for name in ("metric", "reported", "full")]
-        print(f"{row['task']:6} {row['importance']:11} {columns[0]:>15} {columns[1]:>15} {columns[2]:>13}")
+        found = " ".join(f"{spread([each[name] for each in row['runs']]):>14}" for name in columns)
+        print(f"{row['task']:6} {row['importance']:11} {found}")
     write_json(arguments.output_dir / "results.json", rows)
 
 
