@@ -4,14 +4,14 @@ Runs examples/text-classification/run_glue.py once a task, seed and importance, 
 and search, and prints the hypervolume of the front (error against the share of the encoder's parameters), on the
 selection set that was searched and on the validation set that was not, and the validation score of what the selection
 set says is best within some shares; the hypervolume counts any size alike, also those too small to be of use. Movement
-scores cost a training of their own
-before that. Finished runs are not repeated, so a killed benchmark continues; those that were made with other flags are
-set aside and made again.
+scores cost a training of their own before that. Finished runs are not repeated, so a killed benchmark continues; those
+that were made with other flags are set aside and made again.
 """
 
 import argparse
 import csv
 import json
+import math
 from pathlib import Path
 
 from glue import COMMON, TASKS, add_arguments
@@ -54,7 +54,8 @@ def scores(folder: Path, task: str) -> dict[str, float]:
         found[name] = 100 * hypervolume(points, REFERENCE) / most
     for budget in BUDGETS:
         within = [row for row in rows if float(row["parameters_share"]) <= budget]
-        found[str(budget)] = 100 * float(max(within, key=lambda row: float(row["metric"]))["reported"])
+        best = max(within, key=lambda row: float(row["metric"]), default=None)
+        found[str(budget)] = math.nan if best is None else 100 * float(best["reported"])  # a space without such sizes
     found["full"] = 100 * json.loads((folder / "eval_results.json").read_text())[f"eval_{TASKS[task][0]}"]
     return found
 

@@ -5,7 +5,7 @@
 #
 # MODEL is a pretrained model, DATA_DIR a folder with train.parquet and validation.parquet; FLAGS are added to every
 # step and win, e.g. --seed 1. What is finished is not done again, so a killed run continues with the same command.
-# The settings are for all-MiniLM-L6-v2; --bf16 is faster on most machines.
+# The settings are for all-MiniLM-L6-v2; --bf16 helps where the hardware computes in it.
 set -euo pipefail
 model=$1 data=$2 output=$3
 shift 3
