@@ -20,7 +20,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from script_runs import add_run_arguments, keep_same, run_glue, spread
+from script_runs import add_run_arguments, keep_same, run_script, spread
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
 
 from hf_nas import SubNetwork, describe, extract, reorder, save_extracted
@@ -84,7 +84,7 @@ class Runs:
 
     def _script(self, folder: Path, model: Path | str, flags: str, after: Sequence[Path] = ()) -> None:
         flags = f"{COMMON} {self.plan.flags} {flags} --task_name {self.plan.name}"
-        run_glue(self.arguments, folder, flags, data=self.data, model=model, seed=self.seed, after=after)
+        run_script(self.arguments, folder, flags, data=self.data, model=model, seed=self.seed, after=after)
 
     @property
     def _distillation(self) -> str:

@@ -12,7 +12,7 @@ import csv
 import json
 from pathlib import Path
 
-from script_runs import add_run_arguments, run_glue, spread
+from script_runs import add_run_arguments, run_script, spread
 
 from hf_nas.files import write_json
 
@@ -46,7 +46,7 @@ def run(arguments: argparse.Namespace, task: str, way: str, seed: int) -> Path:
         flags += f" --sampling_strategy {arguments.strategy} --search_space {arguments.space} {SEARCH}"
         flags += f" --max_params_ratio {arguments.budget}"
     last = "search_results.json" if way == "super-network" else "eval_results.json"
-    run_glue(arguments, folder, flags, data=arguments.data_root / task, model=arguments.model, seed=seed, last=last)
+    run_script(arguments, folder, flags, data=arguments.data_root / task, model=arguments.model, seed=seed, last=last)
     return folder
 
 

@@ -20,7 +20,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from script_runs import add_run_arguments, run_glue, spread
+from script_runs import add_run_arguments, run_script, spread
 from tqdm.auto import tqdm
 from transformers import AutoConfig
 
@@ -78,7 +78,7 @@ class Runs:
         flags = f"{COMMON} {flags} --task_name {self.task} --num_train_epochs {epochs:g}"
         flags += f" --max_train_samples {self.rows}" if self.rows else ""
         after, data = [model] if model == self.folder("dense") else [], self.arguments.data_root / self.task
-        run_glue(self.arguments, folder, flags, data=data, model=model, seed=self.seed, after=after)
+        run_script(self.arguments, folder, flags, data=data, model=model, seed=self.seed, after=after)
 
     def dense(self) -> float:
         """The score of the plainly fine-tuned model, in percent."""

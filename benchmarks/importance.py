@@ -15,7 +15,7 @@ import math
 from pathlib import Path
 
 from glue import COMMON, TASKS, add_arguments
-from script_runs import run_glue, spread
+from script_runs import run_script, spread
 
 from hf_nas.files import write_json
 from hf_nas.search import hypervolume
@@ -72,7 +72,7 @@ def main() -> None:
             for seed in arguments.seeds:
                 folder = arguments.output_dir / f"{task}-{order}-{seed}"
                 given = {"data": arguments.data_root / task, "model": arguments.model, "seed": seed}
-                run_glue(arguments, folder, flags(arguments, task, order), **given, last="search_results.json")
+                run_script(arguments, folder, flags(arguments, task, order), **given, last="search_results.json")
                 found.append(scores(folder, task))
             rows.append({"task": task, "importance": order, "seeds": arguments.seeds, "runs": found})
     print(f"{arguments.strategy}, {arguments.space} space, mean and standard deviation over seeds {arguments.seeds}")

@@ -17,14 +17,17 @@ from hf_nas.files import write_json
 from hf_nas.run_files import differences, read_object
 
 
-SCRIPT = Path(__file__).resolve().parent.parent / "examples" / "text-classification" / "run_glue.py"
+EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
+GLUE = EXAMPLES / "text-classification" / "run_glue.py"
+TRANSLATION = EXAMPLES / "translation" / "run_translation.py"
 # In the folder of a run: what its results depend on.
 RECORD = "benchmark.json"
 
 
-def add_run_arguments(parser: argparse.ArgumentParser) -> None:
-    """What every benchmark that runs run_glue.py asks for, but its tasks and seeds."""
-    parser.add_argument("--model", required=True, help="pretrained model, a folder or a name on the Hub")
+def add_run_arguments(parser: argparse.ArgumentParser, *, from_scratch: bool = False) -> None:
+    """What every benchmark that runs an example script asks for, but its tasks and seeds."""
+    if not from_scratch:
+        parser.add_argument("--model", required=True, help="pretrained model, a folder or a name on the Hub")
     parser.add_argument("--data_root", type=Path, required=True, help="folder with a folder of Parquet files a task")
     parser.add_argument("--output_dir", type=Path, required=True, help="where the runs and results.json go")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads")
@@ -32,28 +35,31 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--bf16", action="store_true", help="train and evaluate in mixed precision")
 
 
-def run_glue(
-    arguments: argparse.Namespace, folder: Path, flags: str, *, data: Path, model: Path | str, seed: int,
-    last: str = "eval_results.json", after: Sequence[Path] = (),
+def run_script(
+    arguments: argparse.Namespace, folder: Path, flags: str, *, data: Path, model: Path | str | None, seed: int,
+    script: Path = GLUE, last: str = "eval_results.json", after: Sequence[Path] = (),
 ) -> None:  # fmt: skip
-    """Run run_glue.py, unless it has been run with these flags and to the end.
+    """Run an example script, unless it has been run with these flags and to the end.
 
     Args:
         arguments: of the benchmark, as [`add_run_arguments`] has them.
         folder: of the run; what the script prints goes to log.txt there.
         flags: of the script, but those for which there is an argument here.
         data: folder with the files of the task.
-        model: that is trained.
+        model: that is trained; None where the flags make a new one.
         seed: of the run.
+        script: that is run.
         last: the file that the run writes last.
         after: folders of the runs whose results this one starts from.
     """
     flags += f" --seed {seed}" + (" --bf16" if arguments.bf16 else "")
-    keep_same(folder, {"flags": flags, "model": str(model), "data": str(data.resolve())}, after)
+    given = {} if model is None else {"model": str(model)}
+    keep_same(folder, {"flags": flags, **given, "data": str(data.resolve())}, after)
     if (folder / last).exists():
         return
     device = ["--use_cpu"] if arguments.device == "cpu" else []
-    command = [sys.executable, str(SCRIPT), *flags.split(), *device, "--model_name_or_path", str(model)]
+    start = [] if model is None else ["--model_name_or_path", str(model)]
+    command = [sys.executable, str(script), *flags.split(), *device, *start]
     run_command([*command, "--data_dir", str(data), "--output_dir", str(folder)], folder, arguments.threads)
 
 
