@@ -37,7 +37,6 @@ _KEYS = (
     "compression_lr_multiplier",
 )
 _STRUCTURE_KEYS = ("mode", "target_scopes", "sparse_factors", "axis")
-_LARGEST_BLOCK = 32
 
 
 @dataclass(frozen=True)
@@ -183,9 +182,10 @@ class MovementSettings:
     ) -> "MovementSettings":
         """The published scheme (EFTNAS) for a model of any known family.
 
-        Attention projections get a score for each block of 32 x 32 weights, layers that write neurons one for each
-        row, layers that read them one for each column; everything outside the sub-layers gets none. Where 32 does not
-        divide the size of a head and of the hidden states, the largest number below it that does takes its place.
+        Attention projections get a score for each square block of weights, layers that write neurons one for each
+        row, layers that read them one for each column; everything outside the sub-layers gets none. The side of a
+        block is half the size of a head, as the published 32 is of BERT's 64, or the largest number below it that
+        divides both the size of a head and that of the hidden states.
 
         Args:
             model: of a known family.
@@ -226,9 +226,11 @@ def _published_structures(model: PreTrainedModel, sub_layer: SubLayer) -> list[t
     else:
         head_size = getattr(sub_layer.module(model.base_model, layout.core), layout.head_size)
         weights = [sub_layer.module(model.base_model, path).weight for path in (*layout.writers, layout.reader)]
-        # Blocks never reach over the border of a head, and divide what the projections read and write.
+        # Blocks never reach over the border of a head, and divide what the projections read and write. The
+        # regularisation presses on a score with the square of its block's size over the size of its layer, and a head
+        # stays for any one of its blocks: blocks of 32 x 32 empty most attentions of a model whose heads have 32.
         common = math.gcd(head_size, *(size for weight in weights for size in weight.shape))
-        block = max(size for size in range(1, _LARGEST_BLOCK + 1) if common % size == 0)
+        block = max(size for size in range(1, max(head_size // 2, 1) + 1) if common % size == 0)
         writes = reads = SparseStructure("block", (block, block))
     return [*((writes, path) for path in layout.writers), (reads, layout.reader)]
 

@@ -205,13 +205,14 @@ def test_the_published_scheme_for_every_family(name: str) -> None:
         if group.sub_layer.layout.is_attention:
             core = group.sub_layer.module(model.base_model, group.sub_layer.layout.core)
             head_size = getattr(core, group.sub_layer.layout.head_size)
-            assert factors == {(head_size, head_size)}
+            assert factors == {(head_size // 2, head_size // 2)}
         else:
             assert factors == {(1, 32), (32, 1)}
 
 
 @pytest.mark.parametrize(
-    ("hidden", "heads", "block"), [(192, 3, 32), (128, 4, 32), (96, 2, 24), (80, 2, 20), (96, 4, 24), (34, 2, 17)]
+    ("hidden", "heads", "block"),
+    [(192, 3, 32), (256, 2, 64), (128, 4, 16), (96, 2, 24), (80, 2, 20), (96, 4, 12), (36, 4, 3), (34, 2, 1)],
 )
 def test_blocks_fit_the_heads(hidden: int, heads: int, block: int) -> None:
     model = zoo.build("bert", hidden_size=hidden, num_attention_heads=heads)
