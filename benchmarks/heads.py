@@ -251,6 +251,8 @@ def draw(arguments: argparse.Namespace, task: str, heads: Sequence[int], total: 
     folders = [("dense", each.folder("dense")) for each in runs]
     for method in arguments.methods:
         folders += [(method, folder) for each in runs for folder in each.folders(method, heads, total)]
+    if len(folders) == len(runs):  # all heads alone, which is the dense model
+        return
     output = arguments.output_dir / f"{task}-comparison"
     hf_nas(["compare", *(f"{label}={folder}" for label, folder in folders), "--output_dir", str(output)])
 

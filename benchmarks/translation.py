@@ -2,7 +2,7 @@
 
     dense     a Marian of 72 heads (encoder, cross- and decoder self-attention together), trained from scratch
     dsp       heads of it chosen by differentiable subset pruning (gates alone, in an epoch), then fine-tuned
-    michel    heads of it chosen by the gradients of a part of the training set, then fine-tuned in the same way
+    michel    heads of it chosen by the gradients of the training set, then fine-tuned in the same way
 
 BLEU is sacrebleu's, with beam search, of the validation and the test set, on neither of which anything is chosen. The
 small models are the extracted ones, which some sentences are translated with in the end, after loading them as anybody
@@ -41,7 +41,7 @@ GATES = (
     "--do_train --num_train_epochs 1 --pruning_method dsp --annealing --initial_temperature 10 --pruning_lr 0.5 "
     "--lr_scheduler_type linear"
 )
-IMPORTANCE = "--pruning_method michel --max_train_samples 5000"
+IMPORTANCE = "--pruning_method michel"
 METHODS = {"dsp": GATES, "michel": IMPORTANCE}
 FINETUNE = "--do_final_finetune --final_finetune_learning_rate 3e-4 --final_finetune_scheduler_type linear"
 

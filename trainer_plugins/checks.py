@@ -26,8 +26,6 @@ from trainer_plugins.super_network.staged_training import check_order
 
 NAS_TYPES = ("weight_sharing", "standard")
 RANKINGS = ("all", "kept", "published")
-# Of texts, as long as their length is not known.
-_USUAL_LENGTH = 128
 
 
 def check_arguments(
@@ -47,8 +45,10 @@ def check_arguments(
     """
     _check_distillation(nas.distillation)
     main_input = MainInput.of(model)
-    check_prunable(nas.pruning, model, main_input.tokens or _USUAL_LENGTH)
-    check_heads(nas.heads, model, nas.pruning, SequenceLengths(main_input.tokens or _USUAL_LENGTH))
+    # How long texts are is not known yet, and so not what operations are.
+    lengths = None if main_input.tokens is None else SequenceLengths(main_input.tokens)
+    check_prunable(nas.pruning, model, lengths)
+    check_heads(nas.heads, model, nas.pruning, lengths)
     if nas.config is not None:
         main_input.check_length(nas.config.sequence_length)
     if nas.heads.needs_fine_tuned:

@@ -176,17 +176,22 @@ def prepare_output_folder(
 
 
 def last_complete_checkpoint(folder: Path) -> str | None:
-    """The last checkpoint that was written to its end, None if there is none.
+    """The last checkpoint from which a training goes on as if it had not been killed, None if there is none.
 
-    `Trainer` writes the state last, so one without it was being written when the run was killed.
+    `Trainer` writes the state last, so one without it was being written when the run was killed. One without random
+    states has neither an optimizer nor a schedule (`--save_only_model`): the training begins anew.
     """
     checkpoints = {}
     for path in folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
         try:
             json.loads((path / STATE_FILE).read_text(encoding="utf-8"))
-            checkpoints[int(path.name.rpartition("-")[2])] = str(path)
+            number = int(path.name.rpartition("-")[2])
         except (OSError, ValueError):
             continue
+        if any(path.glob("rng_state*.pth")):
+            checkpoints[number] = str(path)
+        else:
+            logger.warning("'%s' holds weights alone (--save_only_model), so the training does not go on there.", path)
     return checkpoints[max(checkpoints)] if checkpoints else None
 
 

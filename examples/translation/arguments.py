@@ -103,7 +103,10 @@ class DataTrainingArguments(DataFileArguments):
     )
     num_beams: int | None = field(
         default=None,
-        metadata={"help": "Beams of the search for translations; by default --generation_num_beams, or else 1."},
+        metadata={
+            "help": "Beams of the search for translations; by default --generation_num_beams, or else those "
+            "of the model (1 of a new one)."
+        },
     )
     ignore_pad_token_for_loss: bool = field(
         default=True, metadata={"help": "Padding of the target texts does not count in the loss."}
@@ -141,6 +144,9 @@ class DataTrainingArguments(DataFileArguments):
 
 
 def set_generation(training: Seq2SeqTrainingArguments, data: DataTrainingArguments) -> None:
-    """Let every translation, in training or after it, be as long and have as many beams as the flags say."""
+    """Let every translation, in training or after it, be as long and have as many beams as the flags say.
+
+    Without flags it has the beams of the model's generation configuration.
+    """
     training.generation_max_length = training.generation_max_length or data.val_max_target_length
-    training.generation_num_beams = data.num_beams or training.generation_num_beams or 1
+    training.generation_num_beams = data.num_beams or training.generation_num_beams

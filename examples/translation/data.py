@@ -81,6 +81,11 @@ def to_pairs(role: str, dataset: Dataset, source_lang: str, target_lang: str) ->
     for name, language in (("source", source_lang), ("target", target_lang)):
         found = [each for each in (language, language.split("_")[0]) if each in dataset.column_names]
         if found:
+            if found[0] in renamed:
+                raise ValueError(
+                    f"'{source_lang}' and '{target_lang}' are both the column '{found[0]}' of the {role} split; name "
+                    "two languages that it has by --source_lang and --target_lang."
+                )
             renamed[found[0]] = name
         elif role != "test" or name == "source":
             raise ValueError(
@@ -96,6 +101,9 @@ def to_pairs(role: str, dataset: Dataset, source_lang: str, target_lang: str) ->
         if pc.any(missing).as_py():
             row = pc.index(missing, True).as_py()
             raise ValueError(f"Row {row} of the {role} split has no text in '{language}'; leave it out.")
+        empty = sum(not text.strip() for text in dataset[language][:])
+        if empty:
+            logger.warning("%d texts of the %s split in '%s' are empty; correct the data.", empty, role, language)
     return dataset.select_columns(list(renamed)).rename_columns(renamed)
 
 

@@ -69,15 +69,19 @@ def load_model(
     config = AutoConfig.from_pretrained(config_source, **options)
     if not config.is_encoder_decoder:
         raise ValueError(f"The model '{source}' is a {config.model_type} and no encoder-decoder; give one that is.")
-    tokenizer = AutoTokenizer.from_pretrained(tokenizer_source, use_fast=arguments.use_fast_tokenizer, **options)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(tokenizer_source, use_fast=arguments.use_fast_tokenizer, **options)
+    except TypeError as error:  # what opening a file of no name gives
+        raise ValueError(f"'{tokenizer_source}' has no tokenizer; add its files, or give --tokenizer_name.") from error
     model = AutoModelForSeq2SeqLM.from_pretrained(source, config=config, **options)
     # A larger table than there are tokens stays: it often is one on purpose.
     if len(tokenizer) > model.get_input_embeddings().weight.shape[0]:
         model.resize_token_embeddings(len(tokenizer))
     if hasattr(tokenizer, "src_lang"):
+        language_token(tokenizer, data.source_lang, "--source_lang")
+        start = language_token(tokenizer, data.target_lang, "--target_lang")
         tokenizer.src_lang, tokenizer.tgt_lang = data.source_lang, data.target_lang
         if model.config.decoder_start_token_id is None:
-            start = token_of(tokenizer, data.target_lang, "--target_lang")
             model.config.decoder_start_token_id = model.generation_config.decoder_start_token_id = start
     if model.config.decoder_start_token_id is None:
         raise ValueError(
@@ -91,12 +95,35 @@ def load_model(
     return model, tokenizer
 
 
+def language_token(tokenizer: PreTrainedTokenizerBase, language: str, flag: str) -> int:
+    """The number of the token of a language, which multilingual tokenizers put before or behind a text.
+
+    Without this check they would put their token for unknown ones there.
+    """
+    tokens = getattr(tokenizer, "lang_code_to_token", {})  # those of M2M100 have other names than its languages
+    return token_of(tokenizer, tokens.get(language, language), flag)
+
+
 def token_of(tokenizer: PreTrainedTokenizerBase, token: str, flag: str) -> int:
     """The number of a token that a flag names."""
     number = tokenizer.convert_tokens_to_ids(token)
     if number is None or number == tokenizer.unk_token_id:
         raise ValueError(f"{flag} is '{token}', which the tokenizer does not know; give one of its tokens.")
     return number
+
+
+def complete_generation(
+    training: Seq2SeqTrainingArguments, model: PreTrainedModel, data: DataTrainingArguments
+) -> None:
+    """Let a `--generation_config`, which takes the place of the model's, know what translations begin with."""
+    if training.generation_config is None:
+        return
+    config = TranslationTrainer.load_generation_config(training.generation_config)
+    if config.decoder_start_token_id is None:
+        config.decoder_start_token_id = model.generation_config.decoder_start_token_id
+    if data.forced_bos_token is not None:
+        config.forced_bos_token_id = model.generation_config.forced_bos_token_id
+    training.generation_config = config
 
 
 def decode(tokenizer: PreTrainedTokenizerBase, tokens: np.ndarray) -> list[str]:
@@ -133,7 +160,7 @@ def length_limits(
         ValueError: if translations would be longer than the model can write.
     """
     read, written = positions_of(model.config, "encoder"), positions_of(model.config, "decoder")
-    if written is not None and training.generation_max_length > written:
+    if written is not None and training.predict_with_generate and training.generation_max_length > written:
         raise ValueError(
             f"Translations may have {training.generation_max_length} tokens and the model has {written} positions; "
             "lower --generation_max_length, --val_max_target_length or --max_target_length."
@@ -158,6 +185,17 @@ def positions_of(config: PreTrainedConfig, side: str) -> int | None:
             if (count := getattr(each, name, None)) is not None:
                 return count
     return None
+
+
+def padding_multiple(
+    training: Seq2SeqTrainingArguments, model: PreTrainedModel, lengths: tuple[int, int, int]
+) -> int | None:
+    """What lengths are padded to a multiple of: 8 in half precision, which is fast in, where positions allow it."""
+    if not (training.fp16 or training.bf16):
+        return None
+    counts = [positions_of(model.config, side) for side in ("encoder", "decoder", "decoder")]
+    fits = all(count is None or -(-length // 8) * 8 <= count for length, count in zip(lengths, counts))
+    return 8 if fits else None
 
 
 def check_search(nas: NasArguments, training: Seq2SeqTrainingArguments, metric_name: str) -> None:
@@ -231,14 +269,16 @@ def main() -> None:
         with training_args.main_process_first(desc="making the model"):
             make_model(
                 initial, model_args, chain(data.train["source"], data.train["target"]), seed=training_args.seed,
-                max_length=training_args.generation_max_length, num_beams=training_args.generation_num_beams,
+                max_length=training_args.generation_max_length, num_beams=training_args.generation_num_beams or 1,
             )  # fmt: skip
         model_args.config_name = model_args.tokenizer_name = None
     model, tokenizer = load_model(model_args, run.source, data_args)
 
+    complete_generation(training_args, model, data_args)
+
     # NAS 2 of 4: check the arguments; split the set off on which sub-networks are compared; train a super-network.
     check_arguments(nas, model, metric_name=metric_name, greater_is_better=metric.greater_is_better)
-    check_best_metric(training_args, ("bleu", "gen_len") if training_args.predict_with_generate else ())
+    check_best_metric(training_args, ("bleu", "gen_len") if training_args.predict_with_generate else ("loss",))
     train_examples, selection_examples = hold_out(nas, data.train, split_selection, data_args.dataset_seed)
     # End of NAS 2 of 4.
 
@@ -270,13 +310,12 @@ def main() -> None:
     validation = prepare(data.validation, data_args.max_eval_samples, eval_target_length)
     test = prepare(data.test, data_args.max_predict_samples, eval_target_length)
 
-    half = training_args.fp16 or training_args.bf16
     # With the model it shifts the labels to what the decoder reads, which label smoothing and the search need.
     data_collator = DataCollatorForSeq2Seq(
         tokenizer,
         model=model,
         label_pad_token_id=IGNORED_LABEL if data_args.ignore_pad_token_for_loss else tokenizer.pad_token_id,
-        pad_to_multiple_of=8 if half else None,
+        pad_to_multiple_of=padding_multiple(training_args, model, (source_length, target_length, eval_target_length)),
     )
     # NAS 3 of 4: without our flags this is the plain training. Importance, search space and stages of a super-network
     # come before its training; a pruning trains and shrinks the model in folders of its own.

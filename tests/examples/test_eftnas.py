@@ -397,7 +397,7 @@ def test_flags_win_over_the_configuration(start, tmp_path) -> None:
         ),
         (("--do_search", "--search_objectives", "error"), "give error and one or more of params, macs"),
         (("--do_search", "--max_metric_drop", "-1"), "max_metric_drop is -1"),
-        (("--metric_for_best_model", "f1"), "--metric_for_best_model is 'f1', .* choose one of accuracy, or loss"),
+        (("--metric_for_best_model", "f1"), "--metric_for_best_model is 'f1', .* choose one of accuracy, loss"),
     ],
 )
 def test_refused_before_training(start, tmp_path, monkeypatch, flags, message) -> None:

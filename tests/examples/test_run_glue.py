@@ -315,6 +315,7 @@ def test_finished_run_record(tmp_path):
     (tmp_path / "checkpoint-4").mkdir()
     assert run_state.prepare_output_folder(tmp_path, {"seed": 1}) == (False, None)  # died while it wrote that
     (tmp_path / "checkpoint-4" / "trainer_state.json").write_text("{}")
+    (tmp_path / "checkpoint-4" / "rng_state.pth").touch()
     assert run_state.prepare_output_folder(tmp_path, {"seed": 1}) == (False, str(tmp_path / "checkpoint-4"))
     run_state.write_run(tmp_path, {"seed": 1}, finished=True)
     assert run_state.prepare_output_folder(tmp_path, {"seed": 1}) == (True, None)

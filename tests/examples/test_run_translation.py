@@ -1,6 +1,7 @@
 """The translation script from its flags to its files, in one process, with a model that it makes itself."""
 
 import json
+import shutil
 from types import SimpleNamespace
 
 import pytest
@@ -11,6 +12,7 @@ from transformers import (
     BertConfig,
     DataCollatorForSeq2Seq,
     EncoderDecoderConfig,
+    GenerationConfig,
     LEDConfig,
     MarianConfig,
     MBartConfig,
@@ -73,7 +75,7 @@ def test_references_are_the_texts_and_not_cut_labels(translate, translator, pair
         tmp_path, "--do_eval", "--predict_with_generate", model_name_or_path=translator,
         validation_file=write_lines(tmp_path / "long.json", long),
     )  # fmt: skip
-    translations = translate_with(translator, [row["en"] for row in rows], num_beams=1)
+    translations = translate_with(translator, [row["en"] for row in rows])
     expected = bleu(translations, [row["translation"] for row in long])
     assert read(tmp_path)["eval_bleu"] == pytest.approx(expected) and expected < 20
 
@@ -96,6 +98,15 @@ def test_batches_of_like_lengths_are_for_the_training_alone(translate, translato
         translate(tmp_path / strategy, *flags, model_name_or_path=translator, per_device_eval_batch_size=2)
         results.append(read(tmp_path / strategy)["eval_bleu"])
     assert results[0] == pytest.approx(results[1])
+
+
+def test_all_rows_are_translated_where_the_training_drops_the_last_ones(translate, translator, tmp_path):
+    flags = ("--do_eval", "--do_predict", "--predict_with_generate")
+    for name, more in (("all", ()), ("dropped", ("--dataloader_drop_last",))):
+        translate(tmp_path / name, *flags, *more, model_name_or_path=translator, per_device_eval_batch_size=3)
+    assert read(tmp_path / "dropped")["eval_bleu"] == pytest.approx(read(tmp_path / "all")["eval_bleu"])
+    lines = [(tmp_path / name / "generated_predictions.txt").read_text() for name in ("all", "dropped")]
+    assert lines[0] == lines[1] and lines[0].count("\n") == 10
 
 
 def test_evaluation_without_translations_has_a_loss_alone(translate, translator, tmp_path):
@@ -203,11 +214,66 @@ def test_translations_begin_with_the_token_of_the_training(translation_modules, 
     assert int(tokens[0, 0]) == wanted != model.generation_config.bos_token_id
 
 
+def test_languages_that_the_tokenizer_lacks(translation_modules, pair_files, tmp_path):
+    tokenizer = MBartTokenizer()
+    config = MBartConfig(vocab_size=len(tokenizer), d_model=16, encoder_layers=1, decoder_layers=1,
+                         encoder_attention_heads=2, decoder_attention_heads=2, decoder_start_token_id=2)  # fmt: skip
+    MBartForConditionalGeneration(config).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    arguments = translation_modules["arguments"]
+    given = arguments.ModelArguments(model_name_or_path=str(tmp_path))
+    for source, target, flag in (("en", "de_DE", "--source_lang is 'en'"), ("en_XX", "de", "--target_lang is 'de'")):
+        data = arguments.DataTrainingArguments(
+            train_file=pair_files["train_file"], source_lang=source, target_lang=target
+        )
+        # Their texts would begin or end with the token for what is not known.
+        with pytest.raises(ValueError, match=f"{flag}, which the tokenizer does not know"):
+            translation_modules["run_translation"].load_model(given, str(tmp_path), data)
+
+
+def test_beams_and_first_tokens_of_the_generation_configuration(translate, translator, pair_files, tmp_path):
+    rows = [row["en"] for row in pairs(pair_files["test_file"])]
+    flags = ("--do_predict", "--predict_with_generate")
+    for name, changes in (("model", {}), ("flag", {"num_beams": 1})):
+        translate(tmp_path / name, *flags, model_name_or_path=translator, max_source_length=6, **changes)
+        found = (tmp_path / name / "generated_predictions.txt").read_text().splitlines()
+        assert found == cut_translations(translator, rows, 6, **changes)
+    folder = tmp_path / "config"
+    GenerationConfig(num_beams=3, max_length=20, pad_token_id=1, eos_token_id=0).save_pretrained(folder)
+    token = next(token for token in AutoTokenizer.from_pretrained(translator).get_vocab() if token.endswith("sieht"))
+    flags += ("--generation_config", str(folder), "--forced_bos_token", token)
+    translate(tmp_path / "forced", *flags, model_name_or_path=translator)
+    lines = (tmp_path / "forced" / "generated_predictions.txt").read_text().splitlines()
+    assert len(lines) == 10 and all(line.startswith("sieht") for line in lines)
+
+
+def cut_translations(folder, texts: list[str], length: int, **options) -> list[str]:
+    """Translations of cut texts, with the beams of the model unless told otherwise."""
+    model, tokenizer = AutoModelForSeq2SeqLM.from_pretrained(folder).eval(), AutoTokenizer.from_pretrained(folder)
+    tokens = [
+        model.generate(**tokenizer(text, return_tensors="pt", truncation=True, max_length=length), **options)[0]
+        for text in texts
+    ]
+    return [" ".join(tokenizer.decode(each, skip_special_tokens=True).split()) for each in tokens]
+
+
+@pytest.mark.parametrize("positions, multiple", [(24, 8), (20, None)])
+def test_half_precision_pads_within_the_positions(translate, translation_modules, tmp_path, positions, multiple):
+    model = SimpleNamespace(config=MarianConfig(max_position_embeddings=positions))
+    training = SimpleNamespace(fp16=False, bf16=True)
+    found = translation_modules["run_translation"].padding_multiple(training, model, (positions, positions, positions))
+    assert found == multiple
+    sizes = NEW["config_overrides"].replace("max_position_embeddings=24", f"max_position_embeddings={positions}")
+    flags = ("--train_tokenizer", "--do_train", "--bf16", "--source_prefix", "and and and and and and and and: ")
+    translate(tmp_path, *flags, **NEW | {"config_overrides": sizes, "vocab_size": 262}, max_steps=2)
+    assert read(tmp_path)["train_loss"] > 0
+
+
 def limits(modules: dict, config, tokenizer_limit: int, max_length: int = 20, **lengths) -> tuple[int, int, int]:
     data = SimpleNamespace(
         **{"max_source_length": 1024, "max_target_length": 128, "val_max_target_length": 128} | lengths
     )
-    training = SimpleNamespace(generation_max_length=max_length)
+    training = SimpleNamespace(generation_max_length=max_length, predict_with_generate=True)
     model, tokenizer = SimpleNamespace(config=config), SimpleNamespace(model_max_length=tokenizer_limit)
     return modules["run_translation"].length_limits(data, training, model, tokenizer)
 
@@ -236,7 +302,20 @@ def test_models_that_do_not_fit(translate, translator, tmp_path):
     BertConfig().save_pretrained(tmp_path / "bert")
     with pytest.raises(ValueError, match="is a bert and no encoder-decoder"):
         translate(tmp_path / "out", "--do_eval", model_name_or_path=tmp_path / "bert")
+    translating = ("--do_eval", "--predict_with_generate")
     with pytest.raises(ValueError, match="Translations may have 128 tokens and the model has 24 positions"):
-        translate(tmp_path / "out", "--do_eval", model_name_or_path=translator, max_target_length=128)
+        translate(tmp_path / "out", *translating, model_name_or_path=translator, max_target_length=128)
+    translate(tmp_path / "loss", "--do_eval", model_name_or_path=translator, max_target_length=128)
+    assert read(tmp_path / "loss")["eval_loss"] == pytest.approx(read(translator)["eval_loss"], rel=1e-5)
+    bare = shutil.copytree(translator, tmp_path / "bare", ignore=shutil.ignore_patterns("tokenizer*", "vocab*"))
+    with pytest.raises((ValueError, OSError), match="tokenizer"):
+        translate(tmp_path / "out", "--do_eval", model_name_or_path=bare)
+    with pytest.raises(
+        ValueError, match="metric_for_best_model is 'bleu', which .* does not have; choose one of loss"
+    ):
+        translate(
+            tmp_path / "out", "--do_train", "--load_best_model_at_end", model_name_or_path=translator,
+            metric_for_best_model="bleu", eval_strategy="steps", eval_steps=4,
+        )  # fmt: skip
     with pytest.raises(ValueError, match="--forced_bos_token is 'de_DE', which the tokenizer does not know"):
         translate(tmp_path / "out", "--do_eval", "--forced_bos_token", "de_DE", model_name_or_path=translator)

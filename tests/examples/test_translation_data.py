@@ -98,6 +98,7 @@ def test_a_data_set_of_the_hub(load, translation_modules, monkeypatch):
         ('{"translation": {"en": "a", "de": null}}\n{"translation": {"en": "a", "de": "b"}}\n', "Row 0 .* in 'de'"),
         ('{"en": 1, "de": "b"}\n', "'en' in the train split is .*int64.* and not text"),
         ('{"en": "a", \n', "cannot be read as JSON"),
+        ("", "cannot be read as JSON"),
     ],
 )
 def test_bad_files(load, tmp_path, content, message):
@@ -105,6 +106,32 @@ def test_bad_files(load, tmp_path, content, message):
     with pytest.raises(ValueError, match=message) as error:
         load(train_file=str(tmp_path / "train.json"))
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("en,de\nyes, he said,ja\nred,rot\n", r"more values in its first row than names in its header \(en, de\)"),
+        ("en,de\nred,rot\nyes, he said,ja\n", "cannot be read as CSV .* Expected 2 fields in line 3, saw 3"),
+        ("", "cannot be read as CSV"),
+    ],
+)
+def test_commas_without_quotes(load, tmp_path, content, message):
+    (tmp_path / "train.csv").write_text(content)
+    with pytest.raises(ValueError, match=message):
+        load(train_file=str(tmp_path / "train.csv"))
+
+
+def test_empty_texts_are_warned_of(load, tmp_path, caplog):
+    path = write_csv(tmp_path / "train.csv", [{"en": "a", "de": "b"}, {"en": "c", "de": ""}])
+    assert texts(load(train_file=path).train) == [("a", "b"), ("c", "")]
+    assert "1 texts of the train split in 'de' are empty" in caplog.text and "'en'" not in caplog.text
+
+
+def test_one_column_for_both_languages(load, tmp_path):
+    path = write_csv(tmp_path / "train.csv", [{"en": "a", "de": "b"}])
+    with pytest.raises(ValueError, match="'en_US' and 'en_GB' are both the column 'en' of the train split"):
+        load(train_file=path, source_lang="en_US", target_lang="en_GB")
 
 
 def test_bad_folders(load, tmp_path):

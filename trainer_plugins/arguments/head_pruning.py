@@ -126,6 +126,12 @@ class HeadPruningArguments:
         return self.pruning_method in _GATE_RATES
 
     @property
+    def has_multipliers(self) -> bool:
+        """Whether Lagrange multipliers drive gates of voita to a number of heads, as no penalty is given."""
+        has_number = self.num_of_heads is not None or bool(self.heads_by_kind)
+        return self.pruning_method == "voita" and has_number and self.l0_penalty is None
+
+    @property
     def needs_fine_tuned(self) -> bool:
         """Whether weights are taken as they are, while gates are trained."""
         return self.trains_gates and not self.joint_pruning

@@ -64,8 +64,9 @@ class PruningArguments:
     freeze_embeddings: bool = field(
         default=True,
         metadata={
-            "help": "Train no embeddings. The published code never does, whatever its flag of this name says; give "
-            "--freeze_embeddings False to train them."
+            "help": "Train no embeddings with --pruning_type, nor in the fine-tuning after it. The published code "
+            "never does, whatever its flag of this name says; give --freeze_embeddings False to train them. All other "
+            "trainings train them, whatever it says."
         },
     )
     droprate_init: float = field(

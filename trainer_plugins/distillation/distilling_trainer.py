@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.data import Dataset, Sampler, SequentialSampler
+from torch.utils.data import DataLoader, Dataset, Sampler, SequentialSampler
 from transformers import PretrainedConfig, PreTrainedModel
-from transformers.trainer_utils import has_length
+from transformers.trainer_utils import EvalLoopOutput, has_length
 
 from hf_nas.distillation import IGNORED_LABEL, logits_of, task_and_teacher_loss
 from trainer_plugins.arguments import DistillationArguments
@@ -86,6 +86,34 @@ class DistillingTrainer(SmallModelHub):
             return None
         return SequentialSampler(eval_dataset)
 
+    def get_eval_dataloader(self, eval_dataset: str | Dataset | None = None) -> DataLoader:
+        """That of `Trainer`, with all rows: `dataloader_drop_last` is for the training."""
+        with self._all_rows():
+            return super().get_eval_dataloader(eval_dataset)
+
+    def get_test_dataloader(self, test_dataset: Dataset) -> DataLoader:
+        """The same for a test set."""
+        with self._all_rows():
+            return super().get_test_dataloader(test_dataset)
+
+    @contextlib.contextmanager
+    def _all_rows(self) -> Iterator[None]:
+        given, self.args.dataloader_drop_last = self.args.dataloader_drop_last, False
+        try:
+            yield
+        finally:
+            self.args.dataloader_drop_last = given
+
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
+        """That of `Trainer`, after which the weights are as before.
+
+        With `bf16_full_eval` or `fp16_full_eval` the stock loop leaves the model in half precision, and whatever is
+        extracted, trained or saved of it later.
+        """
+        is_cast = not self.is_in_train and (self.args.bf16_full_eval or self.args.fp16_full_eval)
+        with _restored(self.model) if is_cast else contextlib.nullcontext():
+            return super().evaluation_loop(*args, **kwargs)
+
     def training_step(
         self,
         model: nn.Module,
@@ -153,6 +181,20 @@ class DistillingTrainer(SmallModelHub):
         processes = self.args.world_size if self.args.average_tokens_across_devices else 1
         share = counted.ne(IGNORED_LABEL).sum() * self.current_gradient_accumulation_steps * processes
         return share / num_items_in_batch
+
+
+@contextlib.contextmanager
+def _restored(model: nn.Module) -> Iterator[None]:
+    """Give the model its tensors back after the block, which may cast it; nothing is copied."""
+    parameters = [(each, each.data) for each in model.parameters()]
+    buffers = [(module, dict(module._buffers)) for module in model.modules()]
+    try:
+        yield
+    finally:
+        for parameter, data in parameters:
+            parameter.data = data
+        for module, before in buffers:
+            module._buffers.update(before)
 
 
 def _order_of_labels(student: PreTrainedModel, teacher: PreTrainedModel) -> list[int] | None:

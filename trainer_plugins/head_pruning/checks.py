@@ -9,7 +9,7 @@ from trainer_plugins.arguments import HeadPruningArguments, NasArguments, Prunin
 from trainer_plugins.arguments.head_pruning import METHODS
 from trainer_plugins.head_pruning.budget import MEASURES, budget_of
 from trainer_plugins.pruning.checks import check_final_finetune, check_unread_by_heads
-from trainer_plugins.pruning.schedule import PruningSchedule
+from trainer_plugins.pruning.schedule import PruningSchedule, check_trainable
 from trainer_plugins.pruning.unread_flags import check_unread_by_pruning, given_flags
 
 
@@ -58,6 +58,7 @@ def check_head_pruning(training: TrainingArguments, nas: NasArguments) -> None:
         if not training.do_train:
             raise ValueError(f"--pruning_method {heads.pruning_method} trains gates; add --do_train.")
         schedule_of(heads).check(training)
+        check_trainable(training, has_multipliers=heads.has_multipliers)
     check_final_finetune(nas.pruning)
     check_teacher(training, nas.pruning, nas.distillation.kd_teacher_model is not None)
 
@@ -165,7 +166,7 @@ def schedule_of(heads: HeadPruningArguments) -> PruningSchedule:
 
 
 def check_heads(
-    heads: HeadPruningArguments, model: PreTrainedModel, pruning: PruningArguments, lengths: SequenceLengths
+    heads: HeadPruningArguments, model: PreTrainedModel, pruning: PruningArguments, lengths: SequenceLengths | None
 ) -> None:
     """Refuse a budget that the model cannot have.
 
@@ -173,7 +174,7 @@ def check_heads(
         heads: with numbers of heads.
         model: to be pruned.
         pruning: with the other budgets.
-        lengths: of a sequence, as far as they are known by now.
+        lengths: of a sequence, None if they are not known yet; then a budget in operations is not checked.
 
     Raises:
         ValueError: that says which it can have.
@@ -181,7 +182,8 @@ def check_heads(
     if not heads.is_active:
         return
     _check_budget(heads, pruning)
-    budget_of(heads, pruning, model, lengths)
+    if lengths is not None or not pruning.target_sparsity or pruning.pruning_budget != "macs":
+        budget_of(heads, pruning, model, lengths)
     total = sum(row.units for row in head_rows(describe(model)))
     if heads.heads_per_step is not None and not 1 <= heads.heads_per_step <= total:
         raise ValueError(

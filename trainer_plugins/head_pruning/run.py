@@ -152,8 +152,7 @@ def _make_gates(run: _Run, model: PreTrainedModel) -> SubsetGates | VoitaGates:
 
 def _make_controller(run: _Run, gates: SubsetGates | VoitaGates) -> BudgetController | None:
     """Lagrange multipliers that drive gates of Voita to a number of heads, where no penalty is given."""
-    heads = run.heads
-    if heads.pruning_method != "voita" or run.budget is None or heads.l0_penalty is not None:
+    if not run.heads.has_multipliers:
         return None
     total = sum(row.units for row in head_rows(gates.structure))
     return BudgetController(head_costs(gates.structure), 1 - heads_left(run.budget, gates.structure) / total)
@@ -166,7 +165,8 @@ def _prune_by_gates(run: _Run, model: PreTrainedModel, pruned: Path) -> None:
         logger.info("The pruning in '%s' is done.", folder)
         return
     model.to(run.arguments.device)
-    model.requires_grad_(run.heads.joint_pruning)
+    if not run.heads.joint_pruning:
+        model.requires_grad_(False)
     gates = _make_gates(run, model)
     trainer = run.trainer(
         model,
@@ -176,11 +176,17 @@ def _prune_by_gates(run: _Run, model: PreTrainedModel, pruned: Path) -> None:
         schedule=schedule_of(run.heads),
     )
     run.train(trainer)
+    checkpoint = best_checkpoint(trainer)
+    if checkpoint == "last" and trainer.args.load_best_model_at_end:
+        logger.warning(
+            "No evaluation was chosen by, since the gates were not near their number of heads in any, so the last "
+            "weights are taken; train for longer, or give a larger --pruning_lr."
+        )
     sub_network, state = gates.sub_network(), _state_of(gates)
     if isinstance(gates, VoitaGates):
         for expected, wanted in gates.expected_by_part():
             _warn_of_gap(expected, wanted, sum(gates.sizes))
-    _write(run, trainer.release(), sub_network, pruned, {**state, "checkpoint": best_checkpoint(trainer)})
+    _write(run, trainer.release(), sub_network, pruned, {**state, "checkpoint": checkpoint})
     run.finish(trainer, folder, record)
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedModel, TrainingArguments
-from transformers.trainer_utils import SchedulerType
+from transformers.trainer_utils import SchedulerType, has_length
 
 from hf_nas.extraction import save_extracted
 from hf_nas.files import write_json
@@ -94,6 +94,14 @@ class PruningRun:
     teacher: PreTrainedModel | None
     record: Mapping[str, Any]
     trainer_arguments: Mapping[str, Any]
+
+    def __post_init__(self):
+        rows = self.trainer_arguments.get("train_dataset")
+        if rows is not None and not has_length(rows):
+            raise ValueError(
+                "The training set is a stream, whose length is not known, and the schedule of a pruning goes by it; "
+                "give a data set with a length."
+            )
 
     @property
     def output(self) -> Path:

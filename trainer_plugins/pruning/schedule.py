@@ -131,14 +131,18 @@ def check_steps(schedule: PruningSchedule, arguments: TrainingArguments, rows: A
         schedule.steps(training_steps(arguments, len(rows), epochs=1), training_steps(arguments, len(rows)))
 
 
-def check_trainable(arguments: TrainingArguments) -> None:
-    """Refuse settings under which gates and multipliers of a budget cannot be trained.
+def check_trainable(arguments: TrainingArguments, *, has_multipliers: bool = True) -> None:
+    """Refuse settings under which gates, and multipliers of a budget, cannot be trained.
+
+    Args:
+        arguments: of Trainer.
+        has_multipliers: whether a budget is held by them.
 
     Raises:
         ValueError: that says which can be had instead.
     """
     optimizer, _ = Trainer.get_optimizer_cls_and_kwargs(arguments)
-    if "maximize" not in inspect.signature(optimizer).parameters:
+    if has_multipliers and "maximize" not in inspect.signature(optimizer).parameters:
         raise ValueError(cannot_maximize(arguments))
     if arguments.gradient_checkpointing and (arguments.gradient_checkpointing_kwargs or {}).get("use_reentrant"):
         raise ValueError(

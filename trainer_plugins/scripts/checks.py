@@ -76,8 +76,8 @@ def check_best_metric(training: TrainingArguments, known: Collection[str]) -> No
     name = training.metric_for_best_model
     if name is not None and known and name.removeprefix("eval_") not in (*known, "loss"):
         raise ValueError(
-            f"--metric_for_best_model is {name!r}, which the task does not have; choose one of {', '.join(known)}, or "
-            "loss."
+            f"--metric_for_best_model is {name!r}, which the task does not have; choose one of "
+            f"{', '.join(dict.fromkeys([*known, 'loss']))}."
         )
 
 

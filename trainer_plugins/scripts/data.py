@@ -10,6 +10,8 @@ from trainer_plugins.scripts.arguments import FILE_TYPES, DataFileArguments
 
 
 ROLES = ("train", "validation", "test")
+# What `datasets` calls the first column of a CSV file whose header has too few names.
+_UNNAMED = "__index_level_0__"
 
 
 def read_table(path: Path, cache_dir: str | None = None) -> Dataset:
@@ -26,9 +28,16 @@ def read_table(path: Path, cache_dir: str | None = None) -> Dataset:
     # A text that reads "null" or "NA" is a text.
     options = {"keep_default_na": False} if kind == "csv" else {}
     try:
-        return load_dataset(kind, data_files={"train": str(path)}, split="train", cache_dir=cache_dir, **options)
-    except (DatasetGenerationError, ValueError) as error:
+        table = load_dataset(kind, data_files={"train": str(path)}, split="train", cache_dir=cache_dir, **options)
+    except (DatasetGenerationError, ValueError, StopIteration) as error:
         raise unreadable(path, error) from error
+    if _UNNAMED in table.column_names:
+        names = ", ".join(name for name in table.column_names if name != _UNNAMED)
+        raise ValueError(
+            f"'{path}' has more values in its first row than names in its header ({names}); write texts with commas "
+            "in quotes."
+        )
+    return table
 
 
 def unreadable(path: Path, error: Exception) -> ValueError:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
+from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils import CONFIG_NAME
 
 from hf_nas.distillation import in_place_loss, logits_of
@@ -21,7 +22,6 @@ from hf_nas.space import SearchSpace, get_sampler, get_search_space
 from hf_nas.subnetwork import SubNetwork
 from trainer_plugins.arguments import SuperNetworkArguments
 from trainer_plugins.distillation.distilling_trainer import DistillingTrainer
-from trainer_plugins.run_state import last_complete_checkpoint
 from trainer_plugins.super_network.staged_training import StagedTraining
 
 
@@ -173,7 +173,7 @@ class SuperNetworkTrainer(DistillingTrainer):
 
     def _take_over_order(self, checkpoint: str | bool) -> None:
         """The weights of a checkpoint are sorted as its configuration says, and the model will be saved with that."""
-        folder = last_complete_checkpoint(Path(self.args.output_dir)) if checkpoint is True else checkpoint
+        folder = get_last_checkpoint(self.args.output_dir) if checkpoint is True else checkpoint
         path = None if folder is None else Path(folder) / CONFIG_NAME
         if path is not None and path.is_file():
             done = OrderRecord.read(json.loads(path.read_text(encoding="utf-8")))

@@ -179,6 +179,35 @@ def test_predictions_are_in_the_order_of_the_rows(tmp_path) -> None:
     assert abs(found[0].predictions - found[1].predictions).max() < 1e-5
 
 
+def test_all_rows_are_evaluated_where_the_training_drops_the_last_ones(tmp_path) -> None:
+    data = rows()[:11]
+    run = DistillingTrainer(
+        model=zoo.without_dropout(zoo.build("bert")), train_dataset=data, eval_dataset=data,
+        data_collator=default_data_collator,
+        args=arguments(tmp_path, dataloader_drop_last=True, per_device_eval_batch_size=4),
+    )  # fmt: skip
+    assert run.predict(data).label_ids.tolist() == [row["labels"] for row in data]
+    assert sum(len(batch["labels"]) for batch in run.get_eval_dataloader()) == 11
+    assert sum(len(batch["labels"]) for batch in run.get_train_dataloader()) < 11
+
+
+@pytest.mark.parametrize("name", ["bert", "llama"])
+def test_evaluation_in_half_precision_leaves_the_weights_as_they_are(name: str, tmp_path) -> None:
+    model = zoo.without_dropout(zoo.build(name))
+    data = [{key: row[key] for key in ("input_ids", "attention_mask")} for row in rows()[:8]]
+    before = {key: tensor.clone() for key, tensor in (*model.named_parameters(), *model.named_buffers())}
+    exact, half = (
+        DistillingTrainer(
+            model=model, args=arguments(tmp_path, bf16_full_eval=is_half), data_collator=default_data_collator
+        )
+        for is_half in (False, True)
+    )
+    found = [run.predict(data).predictions for run in (exact, half, exact)]
+    assert 0 < abs(found[0] - found[1]).max() < 0.1 and (found[0] == found[2]).all()
+    for key, tensor in (*model.named_parameters(), *model.named_buffers()):
+        assert tensor.dtype == before[key].dtype and torch.equal(tensor, before[key]), key
+
+
 def pad(batch: list[dict]) -> dict[str, torch.Tensor]:
     longest = max(len(row["input_ids"]) for row in batch)
     filled = [

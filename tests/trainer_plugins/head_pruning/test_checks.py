@@ -1,18 +1,33 @@
 """Flags of the pruning of heads that cannot work are refused, each in a sentence that says what to do."""
 
 import pytest
-from transformers import TrainingArguments
+from datasets import Dataset
+from transformers import PreTrainedModel, TrainingArguments, default_data_collator
 
+from hf_nas.gates import head_rows
+from hf_nas.main_input import SequenceLengths
+from hf_nas.profiling import mac_costs
+from hf_nas.structures import describe
+from hf_nas.subnetwork import SubNetwork
 from tests import zoo
 from tests.trainer_plugins.head_pruning.test_run import DSP, MICHEL, VOITA, prune, total_heads
-from trainer_plugins import HeadPruningArguments, NasArguments, PruningArguments, check_arguments
+from tests.trainer_plugins.pruning_world import arguments
+from tests.trainer_plugins.worlds import rows
+from trainer_plugins import (
+    HeadPruningArguments,
+    NasArguments,
+    PruningArguments,
+    check_arguments,
+    run_head_pruning,
+    run_pruning,
+)
 from trainer_plugins.arguments import (
     DistillationArguments,
     EftnasArguments,
     SearchArguments,
     SuperNetworkArguments,
 )
-from trainer_plugins.head_pruning.checks import check_fine_tuned, check_head_pruning
+from trainer_plugins.head_pruning.checks import check_fine_tuned, check_head_pruning, check_heads
 
 
 NONE = {**DSP, "num_of_heads": None}
@@ -25,7 +40,7 @@ def asking(heads: dict, **others) -> NasArguments:
 @pytest.mark.parametrize(
     ("heads", "others", "message"),
     [
-        ({"num_of_heads": 5}, {}, "--num_of_heads belongs to a pruning of heads; add --pruning_method dsp|voita"),
+        ({"num_of_heads": 5}, {}, "belongs to a pruning of heads; add --pruning_method dsp.voita.michel, "),
         ({"joint_pruning": True}, {}, "--joint_pruning belongs to a pruning of heads"),
         ({"pruning_method": "cofi"}, {}, "pruning_method is 'cofi'; choose one of dsp, voita, michel"),
         ({"pruning_method": "dsp", "annealing": True}, {}, "dsp keeps a number of heads; add --num_of_heads"),
@@ -73,6 +88,59 @@ def asking(heads: dict, **others) -> NasArguments:
 def test_flags_that_contradict_each_other_are_refused(heads: dict, others: dict, message: str, tmp_path) -> None:
     with pytest.raises(ValueError, match=message):
         check_head_pruning(TrainingArguments(str(tmp_path), do_train=True), asking(heads, **others))
+
+
+def test_settings_that_gates_cannot_be_trained_with_are_refused(tmp_path) -> None:
+    adafactor = TrainingArguments(str(tmp_path), do_train=True, optim="adafactor")
+    with pytest.raises(ValueError, match="optim is 'adafactor', which cannot maximise"):
+        check_head_pruning(adafactor, asking(VOITA))
+    for heads in (DSP, MICHEL, {**VOITA, "l0_penalty": 0.1}, {"pruning_method": "voita"}):
+        check_head_pruning(adafactor, asking(heads))
+    reentrant = TrainingArguments(
+        str(tmp_path),
+        do_train=True,
+        gradient_checkpointing=True,
+        gradient_checkpointing_kwargs={"use_reentrant": True},
+    )
+    for heads in (DSP, VOITA):
+        with pytest.raises(ValueError, match="use_reentrant True, which cannot take gradients of gates"):
+            check_head_pruning(reentrant, asking(heads))
+    check_head_pruning(reentrant, asking(MICHEL))
+
+
+def test_operations_are_not_judged_before_the_length_is_known(tmp_path) -> None:
+    model = zoo.build("bert")
+    least = {length: max_sparsity(model, length) for length in (8, 30)}
+    assert least[30] > least[8] + 0.01
+    budget = PruningArguments(target_sparsity=least[30] - 0.005, pruning_budget="macs")
+    wanted = asking({**NONE, "joint_pruning": True}, pruning=budget)
+    check_arguments(wanted, model)
+    check_heads(wanted.heads, model, budget, SequenceLengths(30))
+    with pytest.raises(ValueError, match="would leave none of the heads"):
+        check_heads(wanted.heads, model, budget, SequenceLengths(8))
+
+
+def max_sparsity(model: PreTrainedModel, length: int) -> float:
+    """What pruning all heads but one removes of the operations."""
+    structure, costs = describe(model), mac_costs(model, length)
+    rows = head_rows(structure)
+    one = SubNetwork.of(structure, {row.name: 1 if row is rows[0] else 0 for row in rows})
+    return costs.sparsity(one)
+
+
+def test_a_training_set_without_a_length_is_refused(tmp_path) -> None:
+    stream = Dataset.from_list(rows()[:16]).to_iterable_dataset()
+    for run, flags in (
+        (run_head_pruning, HeadPruningArguments(**{**DSP, "joint_pruning": True})),
+        (run_head_pruning, HeadPruningArguments(**MICHEL)),
+        (run_pruning, PruningArguments(pruning_type="heads", target_sparsity=0.2)),
+    ):
+        with pytest.raises(ValueError, match="training set is a stream, whose length is not known"):
+            run(
+                zoo.build("bert"), arguments(tmp_path, max_steps=4, do_train=True), flags, sequence_length=8,
+                train_dataset=stream, data_collator=default_data_collator,
+            )  # fmt: skip
+    assert not list(tmp_path.iterdir())
 
 
 def test_flags_that_fit_are_accepted(tmp_path) -> None:

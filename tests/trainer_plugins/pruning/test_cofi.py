@@ -111,6 +111,23 @@ def test_killed_in_any_phase_and_continued(whole: Path, tmp_path, monkeypatch, f
     assert_same(tmp_path, whole)
 
 
+def test_killed_with_checkpoints_of_weights_alone(whole: Path, tmp_path, monkeypatch) -> None:
+    training_step = PruningTrainer.training_step
+
+    def die(self, *args, **kwargs):
+        if self.state.global_step == 5:
+            raise KeyboardInterrupt
+        return training_step(self, *args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(PruningTrainer, "training_step", die)
+        with pytest.raises(KeyboardInterrupt):
+            prune(tmp_path, save_only_model=True)
+    assert (tmp_path / "pruning" / "checkpoint-4" / "model.safetensors").is_file()
+    prune(tmp_path, save_only_model=True)
+    assert_same(tmp_path, whole)
+
+
 def test_killed_while_the_small_model_is_written(whole: Path, tmp_path, monkeypatch) -> None:
     def die(*args, **kwargs):
         raise KeyboardInterrupt
@@ -239,11 +256,13 @@ def test_two_processes_prune_and_fine_tune(tmp_path) -> None:
 
 def test_an_incomplete_checkpoint_does_not_count(tmp_path) -> None:
     assert last_complete_checkpoint(tmp_path) is None
-    for step, text in ((2, "{}"), (10, "{}"), (12, '{"half'), (14, None)):
+    for step, text in ((2, "{}"), (10, "{}"), (12, '{"half'), (14, None), (16, "{}")):
         folder = tmp_path / f"checkpoint-{step}"
         folder.mkdir()
         if text is not None:
             (folder / "trainer_state.json").write_text(text)
+        if step < 16:
+            (folder / "rng_state.pth").touch()
     assert last_complete_checkpoint(tmp_path) == str(tmp_path / "checkpoint-10")
     shutil.rmtree(tmp_path / "checkpoint-10")
     assert last_complete_checkpoint(tmp_path) == str(tmp_path / "checkpoint-2")

@@ -40,5 +40,5 @@ def test_the_metric_of_the_best_checkpoint(tmp_path) -> None:
     for name in (None, "loss", "eval_loss", "f1", "eval_f1"):
         check_best_metric(named(name), ("accuracy", "f1"))
     check_best_metric(named("anything"), ())
-    with pytest.raises(ValueError, match="is 'f2', which the task does not have; choose one of accuracy, f1, or loss"):
+    with pytest.raises(ValueError, match="is 'f2', which the task does not have; choose one of accuracy, f1, loss"):
         check_best_metric(named("f2"), ("accuracy", "f1"))
