@@ -1,5 +1,8 @@
 """Refuses what cannot work, before anything is tokenised or trained."""
 
+import contextlib
+from collections.abc import Callable, Sequence
+
 from transformers import PreTrainedModel
 
 from hf_nas.elastic import get_strategy
@@ -26,6 +29,8 @@ from trainer_plugins.super_network.staged_training import check_order
 
 NAS_TYPES = ("weight_sharing", "standard")
 RANKINGS = ("all", "kept", "published")
+# Tokens of the longest texts that are thought of where a model has no limit.
+_LONGEST = 8192
 
 
 def check_arguments(
@@ -45,10 +50,9 @@ def check_arguments(
     """
     _check_distillation(nas.distillation)
     main_input = MainInput.of(model)
-    # How long texts are is not known yet, and so not what operations are.
-    lengths = None if main_input.tokens is None else SequenceLengths(main_input.tokens)
-    check_prunable(nas.pruning, model, lengths)
-    check_heads(nas.heads, model, nas.pruning, lengths)
+    lengths = _possible_lengths(model, main_input)
+    _check_at_any(lengths, lambda each: check_prunable(nas.pruning, model, each.sequence_length))
+    _check_at_any(lengths, lambda each: check_heads(nas.heads, model, nas.pruning, each))
     if nas.config is not None:
         main_input.check_length(nas.config.sequence_length)
     if nas.heads.needs_fine_tuned:
@@ -65,6 +69,23 @@ def check_arguments(
         raise ValueError(
             f"selection_split is {nas.search.selection_split}; choose a share between 0 and 1, such as 0.3."
         )
+
+
+def _possible_lengths(model: PreTrainedModel, main_input: MainInput) -> tuple[SequenceLengths, ...]:
+    """The shortest and the longest inputs: how long texts are is not known yet."""
+    if main_input.tokens is not None:
+        return (SequenceLengths(main_input.tokens),)
+    longest = getattr(model.config.get_text_config(), "max_position_embeddings", None) or _LONGEST
+    return SequenceLengths(1), SequenceLengths(longest)
+
+
+def _check_at_any(lengths: Sequence[SequenceLengths], check: Callable[[SequenceLengths], None]) -> None:
+    """Refuse what is refused at all of these lengths; shares of the operations rise or fall from one to the other."""
+    for length in lengths[:-1]:
+        with contextlib.suppress(ValueError):
+            check(length)
+            return
+    check(lengths[-1])
 
 
 def _check_super_network(nas: NasArguments, model: PreTrainedModel) -> SearchSpace | None:

@@ -23,7 +23,7 @@ _NAMES = dict(zip(_KINDS.values(), ("encoder self-attention", "cross-attention",
 
 
 def budget_of(
-    heads: HeadPruningArguments, pruning: PruningArguments, model: PreTrainedModel, lengths: SequenceLengths | None
+    heads: HeadPruningArguments, pruning: PruningArguments, model: PreTrainedModel, lengths: SequenceLengths
 ) -> HeadBudget | CostBudget | None:
     """The budget that the flags ask for, checked against the model; None if it goes by a penalty alone.
 
@@ -31,7 +31,7 @@ def budget_of(
         heads: with the numbers of heads, and whether neurons are pruned too.
         pruning: with `target_sparsity` and `pruning_budget`, where heads are not counted.
         model: to be pruned.
-        lengths: of a sequence, for a budget in operations; others go without.
+        lengths: of a sequence, for a budget in operations.
 
     Raises:
         ValueError: for numbers of heads or a sparsity that the model cannot have.

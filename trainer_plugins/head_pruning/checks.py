@@ -166,7 +166,7 @@ def schedule_of(heads: HeadPruningArguments) -> PruningSchedule:
 
 
 def check_heads(
-    heads: HeadPruningArguments, model: PreTrainedModel, pruning: PruningArguments, lengths: SequenceLengths | None
+    heads: HeadPruningArguments, model: PreTrainedModel, pruning: PruningArguments, lengths: SequenceLengths
 ) -> None:
     """Refuse a budget that the model cannot have.
 
@@ -174,7 +174,7 @@ def check_heads(
         heads: with numbers of heads.
         model: to be pruned.
         pruning: with the other budgets.
-        lengths: of a sequence, None if they are not known yet; then a budget in operations is not checked.
+        lengths: of a sequence, as far as they are known by now.
 
     Raises:
         ValueError: that says which it can have.
@@ -182,8 +182,7 @@ def check_heads(
     if not heads.is_active:
         return
     _check_budget(heads, pruning)
-    if lengths is not None or not pruning.target_sparsity or pruning.pruning_budget != "macs":
-        budget_of(heads, pruning, model, lengths)
+    budget_of(heads, pruning, model, lengths)
     total = sum(row.units for row in head_rows(describe(model)))
     if heads.heads_per_step is not None and not 1 <= heads.heads_per_step <= total:
         raise ValueError(

@@ -8,7 +8,6 @@ from transformers import PreTrainedModel, TrainingArguments
 
 from hf_nas.distillation import VERSIONS, DistillationObjective
 from hf_nas.gates import BudgetController, UnitGates, parse_kinds
-from hf_nas.main_input import SequenceLengths
 from hf_nas.profiling import mac_costs, parameter_costs
 from hf_nas.subnetwork import FILE_NAME
 from trainer_plugins.arguments import NasArguments, PruningArguments
@@ -122,13 +121,13 @@ def check_unread_by_heads(pruning: PruningArguments, method: str) -> None:
     _check_read(pruning, ("do_final_finetune",))
 
 
-def check_prunable(pruning: PruningArguments, model: PreTrainedModel, lengths: SequenceLengths | None) -> None:
+def check_prunable(pruning: PruningArguments, model: PreTrainedModel, sequence_length: int) -> None:
     """Refuse kinds of units that the model does not have, and a target that pruning them cannot reach.
 
     Args:
         pruning: the flags.
         model: to be pruned.
-        lengths: of a sequence, None if they are not known yet; then a target in operations is not checked.
+        sequence_length: tokens of a sequence, as far as they are known by now.
 
     Raises:
         ValueError: that says what can be reached.
@@ -137,11 +136,10 @@ def check_prunable(pruning: PruningArguments, model: PreTrainedModel, lengths: S
         return
     kinds = parse_kinds(pruning.pruning_type)
     with UnitGates(model, kinds) as gates:
-        if pruning.pruning_budget == "params":
-            BudgetController(parameter_costs(model), pruning.target_sparsity).check(gates)
-        elif pruning.pruning_budget == "macs":
-            if lengths is not None:
-                BudgetController(mac_costs(model, *lengths), pruning.target_sparsity).check(gates)
+        if pruning.pruning_budget != "latency":  # which is not measured yet
+            by_params = pruning.pruning_budget == "params"
+            costs = parameter_costs(model) if by_params else mac_costs(model, sequence_length)
+            BudgetController(costs, pruning.target_sparsity).check(gates)
         elif "hidden" in gates.kinds:
             raise ValueError(
                 "--pruning_budget latency has no measurements of pruned hidden dimensions; leave hidden out of "
