@@ -116,7 +116,7 @@ def test_all_sizes_by_importance(translate, translator, pair_files, tmp_path) ->
         patch.setattr(head_front, "michel_order", None)
         translate(tmp_path, *flags, *BLEU[:2], model_name_or_path=translator, max_eval_samples=9)
     again = read(tmp_path, "front.json")
-    assert (again["evaluation"]["rows"], again["evaluation"]["generation_num_beams"]) == (9, 1)
+    assert (again["evaluation"]["rows"], again["evaluation"]["generation_num_beams"]) == (9, None)
     assert again["points"][1]["eval_bleu"] == pytest.approx(read(tmp_path)["eval_bleu"])
     # By kind, those that this order removes last.
     translate(tmp_path / "kinds", *flags[:2], *BY_KIND, *flags[4:], model_name_or_path=translator)
