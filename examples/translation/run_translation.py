@@ -190,7 +190,7 @@ def positions_of(config: PreTrainedConfig, side: str) -> int | None:
 def padding_multiple(
     training: Seq2SeqTrainingArguments, model: PreTrainedModel, lengths: tuple[int, int, int]
 ) -> int | None:
-    """What lengths are padded to a multiple of: 8 in half precision, which is fast in, where positions allow it."""
+    """8 in half precision, in which such lengths are fast, if the model has positions for them; else None."""
     if not (training.fp16 or training.bf16):
         return None
     counts = [positions_of(model.config, side) for side in ("encoder", "decoder", "decoder")]
