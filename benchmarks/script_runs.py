@@ -98,6 +98,6 @@ def run_command(command: list[str], folder: Path, threads: int) -> None:
 
 
 def spread(values: Sequence[float]) -> str:
-    """Mean and standard deviation."""
-    deviation = statistics.stdev(values) if len(values) > 1 else 0.0
-    return f"{statistics.mean(values):6.1f} ± {deviation:.1f}"
+    """Mean, and standard deviation if there is more than one value."""
+    mean = f"{statistics.mean(values):6.1f}"
+    return f"{mean} ± {statistics.stdev(values):.1f}" if len(values) > 1 else f"{mean}      "
