@@ -65,17 +65,20 @@ class DistillingTrainer(SmallModelHub):
         if self.teacher is None or self._teacher_logits is not None:
             yield
             return
-        self._teacher_logits = self._ask_teacher(inputs)
+        logits = self._ask_teacher(inputs)
+        if self._label_order is not None:
+            logits = tuple(each[..., self._label_order] for each in logits)
+        self._teacher_logits = logits
         try:
             yield
         finally:
             self._teacher_logits = None
 
     def _ask_teacher(self, inputs: Mapping[str, Any]) -> tuple[torch.Tensor, ...]:
+        """The teacher's logits, with its labels in its own order."""
         known = {name: value for name, value in inputs.items() if name in self._teacher_inputs}
         with torch.no_grad(), self.compute_loss_context_manager():
-            logits = logits_of(self.teacher(**self._prepare_inputs(known)))
-        return logits if self._label_order is None else tuple(each[..., self._label_order] for each in logits)
+            return logits_of(self.teacher(**self._prepare_inputs(known)))
 
     def _get_eval_sampler(self, eval_dataset: Dataset) -> Sampler | None:
         """Rows in their order, to which answers, translations and predictions on disk belong.

@@ -130,8 +130,7 @@ class LayerDistillingTrainer(DistillingTrainer):
             raise ValueError(f"The batch has no column {ROW_COLUMN!r}; train on what TeacherLogits.attach returned.")
         mask = inputs.get("attention_mask")
         logits = self.teacher_logits.lookup(self._rows, mask if self.teacher_logits.per_position else None)
-        logits = tuple(each.to(self.args.device) for each in logits)
-        return logits if self._label_order is None else tuple(each[..., self._label_order] for each in logits)
+        return tuple(each.to(self.args.device) for each in logits)
 
     def compute_loss(
         self,

@@ -264,11 +264,13 @@ def test_logits_kept_on_disk_teach_the_same(tmp_path) -> None:
     results = []
     for cached in (False, True):
         teacher, data, options = zoo.build("bert", seed=5), rows(), {}
+        teacher.config.id2label = {0: "c", 1: "a", 2: "b"}
         if cached:
             logits = cache_teacher_logits(teacher, data, tmp_path / "logits", default_data_collator)
             data, options = logits.attach(data), {"teacher_logits": logits}
             teacher.forward = None  # is asked no more
         model = zoo.without_dropout(zoo.build("bert"))
+        model.config.id2label = {0: "a", 1: "b", 2: "c"}
         run = PruningTrainer(
             model=model, args=arguments(tmp_path, max_steps=4), teacher=teacher, train_dataset=data,
             data_collator=default_data_collator, objective=DistillationObjective(layer_weight=0.0), **options,
