@@ -65,8 +65,8 @@ class TaskPlan:
     after_rate: float | None = None
 
 
-# Of SST-2, no epoch before the gates and the smaller rate after them were chosen on 3,000 rows of the training set that
-# are not among the first 20,000 and have no five words in a row in common with them.
+# Of SST-2, no epoch before the gates and the smaller rate after them were chosen on 3,000 rows of the training set
+# that are not among the first 20,000 and have no five words in a row in common with them.
 TASKS = {
     "mrpc": TaskPlan("mrpc", "f1", dense=5, before=1, rising=3, pruning=8, after=4),
     "sst2": TaskPlan(
@@ -79,7 +79,7 @@ TASKS = {
         after=2,
         flags="--max_train_samples 20000",
         after_rate=2e-5,
-    ),  # fmt: skip
+    ),
     "qnli_devsplit": TaskPlan("qnli", "accuracy", dense=5, before=1, rising=3, pruning=8, after=4),
 }
 
