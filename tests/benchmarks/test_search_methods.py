@@ -1,10 +1,8 @@
 """The benchmark of search methods, on a table of its own."""
 
 import csv
-import importlib.util
 import json
 import sys
-from pathlib import Path
 
 import pytest
 
@@ -12,14 +10,9 @@ from hf_nas.search import search
 from tests.search.problems import OBJECTIVES, UnitsSpace, accuracy_of, size_of
 
 
-PATH = Path(__file__).resolve().parents[2] / "benchmarks" / "search_methods.py"
-
-
 @pytest.fixture
-def benchmark(monkeypatch):
-    spec = importlib.util.spec_from_file_location("benchmark_of_search_methods", PATH)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+def benchmark(load_benchmark, monkeypatch):
+    module = load_benchmark("search_methods")
 
     def run(*arguments):
         monkeypatch.setattr(sys, "argv", ["search_methods.py", *map(str, arguments)])

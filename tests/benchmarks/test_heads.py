@@ -1,7 +1,6 @@
 """What benchmarks/heads.py says of published claims, by hand; its runs are the example scripts' own."""
 
 import argparse
-import importlib.util
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -9,18 +8,9 @@ from types import ModuleType
 import pytest
 
 
-BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
-
-
-@pytest.fixture(scope="module")
-def heads() -> ModuleType:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(BENCHMARKS))
-        spec = importlib.util.spec_from_file_location("heads", BENCHMARKS / "heads.py")
-        module = importlib.util.module_from_spec(spec)
-        patch.setitem(sys.modules, "heads", module)  # where dataclasses look their module up
-        spec.loader.exec_module(module)
-        yield module
+@pytest.fixture
+def heads(load_benchmark) -> ModuleType:
+    return load_benchmark("heads")
 
 
 def verdicts(heads: ModuleType, scores: dict, dense=(90.0, 92.0)) -> dict[tuple[str, int], str]:

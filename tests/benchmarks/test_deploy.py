@@ -1,6 +1,5 @@
 """benchmarks/deploy.py at a tiny size, in the engine that needs no package."""
 
-import importlib.util
 import json
 import sys
 from pathlib import Path
@@ -13,7 +12,6 @@ from hf_nas.subnetwork import kept_ids
 from tests import zoo
 
 
-BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 TINY = {
     "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 40, "vocab_size": 50,
     "max_position_embeddings": 40,
@@ -21,12 +19,8 @@ TINY = {
 
 
 @pytest.fixture
-def deploy(monkeypatch) -> ModuleType:
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    spec = importlib.util.spec_from_file_location("deploy", BENCHMARKS / "deploy.py")
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, "deploy", module)
-    spec.loader.exec_module(module)
+def deploy(load_benchmark, monkeypatch) -> ModuleType:
+    module = load_benchmark("deploy")
     monkeypatch.setitem(module.MODELS, "tiny", TINY)
     return module
 
