@@ -49,7 +49,8 @@ def error_objective(metric_name: str, greater_is_better: bool = True) -> Objecti
     """The error by one metric of the evaluation: 1 - metric, or the metric itself where lower is better.
 
     A metric that is not a number counts as error 1: a network that predicts a constant has no correlation with
-    anything. Of a correlation that can be negative, the error can exceed 1.
+    anything. Of a correlation that can be negative, the error can exceed 1. Where lower is better there is no such
+    error, and it counts as infinite.
     """
 
     def cost(sub_network: SubNetwork, metrics: Mapping[str, float]) -> float:
@@ -59,7 +60,7 @@ def error_objective(metric_name: str, greater_is_better: bool = True) -> Objecti
             )
         value = float(metrics[metric_name])
         if math.isnan(value):
-            return 1.0
+            return 1.0 if greater_is_better else math.inf
         return 1.0 - value if greater_is_better else value
 
     return Objective("error", cost, needs_metrics=True)

@@ -48,7 +48,7 @@ def write_published_results(
         model_loading_time: seconds.
         data_loading_time: seconds.
         reported: by index of the trial, the metric on data that played no part in the search; one that is not a number
-            counts as error 1.
+            counts as error 1, and is null where less is better.
         greater_is_better: whether a larger metric is better, so that 1 - metric is the error.
         space: that was searched; without it there is no `config`.
 
@@ -65,7 +65,9 @@ def write_published_results(
         if index not in reported:
             return None
         metric = float(reported[index])
-        return 1.0 if math.isnan(metric) else 1 - metric if greater_is_better else metric
+        if math.isnan(metric):
+            return 1.0 if greater_is_better else None
+        return 1 - metric if greater_is_better else metric
 
     front = set(result.pareto)
     ends = list(itertools.accumulate(trial.seconds for trial in result.trials))

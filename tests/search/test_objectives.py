@@ -55,6 +55,12 @@ def test_names(sources) -> None:
     assert all(0 < objective.cost(HALF, {}) < 1 for objective in found[1:])
 
 
+def test_a_metric_that_is_no_number_is_the_worst_there_is() -> None:
+    assert error_objective("correlation").cost(FULL, {"correlation": math.nan}) == 1.0
+    assert error_objective("loss", greater_is_better=False).cost(FULL, {"loss": math.nan}) == math.inf
+    assert error_objective("loss", greater_is_better=False).cost(FULL, {"loss": 2.5}) == 2.5
+
+
 def test_latency_and_memory_are_fractions_of_the_full_network(sources) -> None:
     units = sum(FULL.counts())
     latency = latency_objective(sources.latency_table)

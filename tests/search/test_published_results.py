@@ -75,6 +75,9 @@ def test_a_metric_of_which_lower_is_better_and_an_error_that_is_no_number(tmp_pa
     found = write(tmp_path, result, reported={1: 0.3}, greater_is_better=False, parameters=lambda _: 7)
     assert found["error"] == [None, 0.2] and found["test_error"] == [None, 0.3]
     assert found["indices"] == [False, True] and found["params"] == [7, 7]
+    found = write(tmp_path, result, reported={0: math.nan}, greater_is_better=False)
+    assert found["test_error"] == [None, None]
+    assert write(tmp_path, result, reported={0: math.nan})["test_error"] == [1.0, None]
 
 
 def test_an_unknown_trial_is_refused_and_nothing_written(tmp_path):

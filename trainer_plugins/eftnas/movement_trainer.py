@@ -38,7 +38,15 @@ class MovementSparsityCallback(TrainerCallback, ExportableState):
         return {"args": {}, "attributes": {"sparsity": self.sparsity.state_dict()}}
 
     def on_train_begin(self, args, state, control, train_dataloader=None, **kwargs) -> None:
-        """Count the steps of an epoch; go on from the state in the checkpoint, if there is one."""
+        """Count the steps of an epoch; go on from the state in the checkpoint, if there is one.
+
+        Raises:
+            ValueError: if the training is too short for the warm-up.
+        """
+        self._steps_per_epoch = None
+        if state.global_step == 0:
+            # Trainer begins again with smaller batches, and so with longer epochs, where the memory is too small.
+            self.sparsity.restart()
         try:
             batches = len(train_dataloader)
         except TypeError:  # a data set without a length; its steps are counted in the first epoch
@@ -50,6 +58,7 @@ class MovementSparsityCallback(TrainerCallback, ExportableState):
             self.sparsity.load_state_dict(saved["attributes"]["sparsity"])
             # What was counted before the kill; the end of a later epoch would count all epochs up to it.
             self._steps_per_epoch = self._steps_per_epoch or self.sparsity.schedule.steps_per_epoch
+        self._check_length(state.max_steps)
 
     def on_step_begin(self, args, state, control, **kwargs) -> None:
         """Set threshold and regularisation of the step."""
@@ -61,10 +70,23 @@ class MovementSparsityCallback(TrainerCallback, ExportableState):
             self._steps_per_epoch = state.global_step
             # A checkpoint that is written now has it too.
             self.sparsity.schedule.tell_steps_per_epoch(self._steps_per_epoch)
+            self._check_length(state.max_steps)
 
     def on_step_end(self, args, state, control, **kwargs) -> None:
         """Stop once the scores are final."""
         control.should_training_stop = control.should_training_stop or self.sparsity.frozen
+
+    def _check_length(self, max_steps: int) -> None:
+        """Refuse a training that ends before the scores are final, as soon as the steps of an epoch are known."""
+        if self._steps_per_epoch is None:
+            return
+        needed = self.sparsity.total_steps(self._steps_per_epoch)
+        if max_steps < needed:
+            raise ValueError(
+                f"The training has {max_steps} optimizer steps, but the warm-up of movement sparsity ends after epoch "
+                f"{self.sparsity.settings.warmup_end_epoch:g}, which takes {needed}; train for longer, or let it end "
+                "earlier."
+            )
 
 
 class MovementSparsityTrainer(DistillingTrainer):
@@ -148,6 +170,7 @@ def learn_importance(
     arguments.max_steps = -1
     # Checkpoints of this training are there to resume it; they are compared by nothing and pushed nowhere.
     arguments.eval_strategy = "no"
+    arguments.eval_on_start = False
     arguments.load_best_model_at_end = False
     arguments.push_to_hub = False
     set_seed(arguments.seed)  # the task head is drawn at random

@@ -106,6 +106,11 @@ class MovementSettings:
         if multiplier is not None and multiplier < 0:
             raise ValueError(f"Movement sparsity has the 'compression_lr_multiplier' {multiplier}; give 0 or more.")
         first = self.init_importance_threshold
+        if start == 0 and first is None:
+            logger.warning(
+                "Movement sparsity warms up from epoch 0 on, where all scores are equal, so that it masks every weight "
+                "at first; a 'warmup_start_epoch' above 0 lets the scores grow before."
+            )
         if first is not None and first >= self.final_importance_threshold:
             logger.warning(
                 "The 'init_importance_threshold' %s is not below the 'final_importance_threshold' %s, so the sparsity "

@@ -116,6 +116,14 @@ class MovementSparsity:
         """Number of optimizer steps after which the scores are final; training for longer only adapts the weights."""
         return self.schedule.total_steps(steps_per_epoch)
 
+    def restart(self) -> None:
+        """Count steps and epochs from 0 again, as for a second attempt with smaller batches; scores stay as they are.
+
+        Once the scores are final, nothing begins again.
+        """
+        if not self.frozen:
+            self.schedule = MovementSchedule(self.settings)
+
     def set_step(self, step: int, steps_per_epoch: int | None = None) -> None:
         """Set threshold and regularisation for an optimizer step; call it before its first forward pass.
 

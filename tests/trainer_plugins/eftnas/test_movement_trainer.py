@@ -188,3 +188,42 @@ def test_too_short_a_training_is_refused(tmp_path) -> None:
         trainer(tmp_path, num_train_epochs=3)
     with pytest.raises(ValueError, match="restore_callback_states_from_checkpoint is True"):
         trainer(tmp_path, restore_callback_states_from_checkpoint=True)
+
+
+def test_steps_that_do_not_reach_the_end_of_the_warm_up_are_refused(tmp_path) -> None:
+    with pytest.raises(ValueError, match="has 18 optimizer steps, but .* ends after epoch 3, which takes 19"):
+        trainer(tmp_path, max_steps=18).train()
+    run = trainer(tmp_path, max_steps=19)
+    run.train()
+    assert run.sparsity.frozen
+    model = zoo.build("bert")
+    given = arguments(tmp_path, max_steps=18)
+    given.train_sampling_strategy = "random"
+    stream = MovementSparsityTrainer(
+        model=model, args=given, settings=settings(model), train_dataset=Stream(), data_collator=default_data_collator
+    )
+    with pytest.raises(ValueError, match="has 18 optimizer steps"):
+        stream.train()
+    assert stream.state.global_step == STEPS  # known only once an epoch has been counted
+
+
+def test_smaller_batches_after_one_too_many_for_the_memory_begin_the_schedule_anew(tmp_path) -> None:
+    class SmallMemory(MovementSparsityTrainer):
+        def training_step(self, model, inputs, *others):
+            if len(inputs["labels"]) > 4:
+                raise RuntimeError("CUDA out of memory.")
+            return super().training_step(model, inputs, *others)
+
+    model = zoo.without_dropout(zoo.build("bert"))
+    run = SmallMemory(
+        model=model, args=arguments(tmp_path, auto_find_batch_size=True), settings=settings(model),
+        train_dataset=rows(), data_collator=default_data_collator,
+    )  # fmt: skip
+    run.train()
+    steps = -(-len(rows()) // run._train_batch_size)
+    assert run._train_batch_size <= 4 and run.sparsity.schedule.steps_per_epoch == steps
+    assert run.state.global_step == EPOCHS * steps + 1 and run.sparsity.frozen
+
+
+def test_evaluation_of_the_main_training_is_none_of_this_one(tmp_path) -> None:
+    assert learn(tmp_path, eval_strategy="epoch", eval_on_start=True).weights
