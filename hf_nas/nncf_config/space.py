@@ -214,13 +214,18 @@ def _skippable(training: TrainingSettings, nodes: ModelNodes, stage: Stage | Non
         if len(allowed) > 1:
             raise ValueError(
                 f"{nodes.source} lists the blocks of {allowed[0][0].name!r} and {allowed[1][0].name!r} one after the "
-                "other, by which NNCF skips the first only together with the second; list all feed-forward blocks "
-                "before the attention blocks, then each is skipped by itself."
+                "other, by which NNCF skips the first only together with the second; list them in an order in which "
+                "none ends where the next one begins, such as all feed-forward blocks before the attention blocks, "
+                "then each is skipped by itself."
             )
         for sub_layer, keeps_norm in allowed:
             if sub_layer in skippable:
                 raise ValueError(f"{nodes.source} lists two blocks for {sub_layer.name!r}; list one.")
             skippable[sub_layer] = keeps_norm
         for sub_layer, _ in found[: -len(allowed)]:
-            logger.info("%r is not skipped: 'depth_indicator' leaves only the last block of a chain.", sub_layer.name)
+            logger.warning(
+                "%r is not skipped: its block ends where the next one in 'skipped_blocks' begins, and of blocks in a row "
+                "'depth_indicator' leaves the last %d; list them in another order to skip each by itself.",
+                sub_layer.name, len(allowed),
+            )  # fmt: skip
     return skippable

@@ -1,7 +1,9 @@
 """Writing configurations, and putting a search space into one under the names of NNCF 2.x."""
 
 import logging
+from collections.abc import Mapping
 from dataclasses import asdict, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -54,8 +56,9 @@ def to_nncf(config: NncfConfig) -> dict[str, Any]:
 def with_space(config: NncfConfig, space: CustomSpace, model: PreTrainedModel) -> NncfConfig:
     """A configuration with the groups, widths and blocks of a search space; all else stays.
 
-    Attention groups come before feed-forward groups, as published. Blocks of feed-forwards come before those of
-    attentions, since NNCF lets a block go only together with the next one where that begins where the first ends.
+    Attention groups come before feed-forward groups, as published. Blocks are listed so that none ends where the next
+    one begins, which to NNCF would mean that they go together: those of feed-forwards before those of attentions, or
+    the other way round.
 
     Args:
         config: with a section `bootstrapNAS.training`.
@@ -82,9 +85,7 @@ def with_space(config: NncfConfig, space: CustomSpace, model: PreTrainedModel) -
     widths = [choices[s.name].widths or (s.units * choices[s.name].unit_width,) for s in grouped]
     names = _NodeNames(model, structure)
     blocks = {s.name: names.block(s, choices[s.name].skip == "norm") for s in grouped if choices[s.name].skip}
-    in_order = [s.name for s in sorted(grouped, key=_kind_order, reverse=True) if s.name in blocks]
-    in_order.sort(key=lambda name: structure[name].layout.is_attention)
-    fixed = [name for name in in_order if not choices[name].units]
+    fixed = [name for name in blocks if not choices[name].units]
     for block in config.training.depth.fixed_skipped_blocks:
         always, _ = ModelNodes(model, structure, config.source).block(*block)
         if always.name not in fixed:
@@ -100,12 +101,24 @@ def with_space(config: NncfConfig, space: CustomSpace, model: PreTrainedModel) -
     )
     depth = replace(
         config.training.depth,
-        skipped_blocks=tuple(blocks[name] for name in in_order if name not in fixed),
+        skipped_blocks=_apart({name: block for name, block in blocks.items() if name not in fixed}, structure),
         fixed_skipped_blocks=tuple(blocks[name] for name in fixed),
     )
     training = replace(config.training, width=width, depth=depth)
     _warn_of_what_is_hidden(training)
     return replace(config, training=training)
+
+
+def _apart(blocks: Mapping[str, Block], structure: ModelStructure) -> tuple[Block, ...]:
+    """The blocks of these sub-layers in an order in which none ends where the next one begins.
+
+    Where the last feed-forward comes right before the first attention, the last attention is behind the first
+    feed-forward.
+    """
+    attention_first = sorted(blocks, key=lambda name: _kind_order(structure[name]))
+    feed_forward_first = sorted(blocks, key=lambda name: -_kind_order(structure[name]))
+    orders = [tuple(blocks[name] for name in order) for order in (feed_forward_first, attention_first)]
+    return min(orders, key=lambda order: sum(first[1] == second[0] for first, second in pairwise(order)))
 
 
 def _warn_of_what_is_hidden(training: TrainingSettings) -> None:

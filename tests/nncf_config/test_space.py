@@ -214,7 +214,7 @@ def test_blocks_that_depend_on_each_other() -> None:
     chain = {BLOCKS: [attention_block(1), feed_forward_block(1), attention_block(2)]}
     with pytest.raises(ValueError, match="'encoder.1.attention' and 'encoder.1.feed_forward' one after the other"):
         space(**chain)
-    with pytest.raises(ValueError, match="list all feed-forward blocks before the attention blocks"):
+    with pytest.raises(ValueError, match="such as all feed-forward blocks before the attention blocks"):
         space(Stage(BOTH, depth_indicator=2), **chain)
     # With an indicator of 1 only the last block of the chain goes, which a product of choices can say.
     found = space(Stage(BOTH, depth_indicator=1, width_indicator=-1), **chain)

@@ -154,6 +154,27 @@ def test_a_space_of_any_family_comes_back(family: str, keeps_norm: bool) -> None
     assert (NORM_ONLY in named_sub_network(back, "minimal").kept) == (keeps_norm and post_norm)
 
 
+@pytest.mark.parametrize("family", ["bert", "bart", "llama", "modernbert", "t5", "gpt2"])
+def test_skipping_any_sub_layers_comes_back_in_a_stage(family: str) -> None:
+    """Blocks that begin where another one ends must not be listed after it, or NNCF takes them for one."""
+    model = zoo.build(family)
+    structure = describe(model)
+    given = NncfConfig.from_dict(
+        config(nas__training__schedule={"list_stage_descriptions": [{"train_dims": ["depth"], "width_indicator": -1}]})
+    )
+    stage = given.training.schedule.stages[0]
+    assert stage.depth_indicator == 1
+    rng = np.random.default_rng(0)
+    for _ in range(30):
+        skippable = [name for name in structure.names if rng.random() < 0.5]
+        keeping = [name for name in skippable if rng.random() < 0.5]
+        lists = {name: [0, structure[name].units] for name in skippable}
+        space = CustomSpace({"sub_layers": lists, "skip_keeps_norm": keeping}, structure)
+        back = nncf_space(with_space(given, space, model), model, stage)
+        assert {d.name for d in back.dimensions if 0 in d.choices} == set(skippable)
+        assert back.smallest == space.smallest
+
+
 def test_what_is_always_skipped_becomes_a_fixed_block() -> None:
     model = zoo.build("bert")
     space = a_space(model, sub_layers={"encoder.1.attention": [0], "encoder.0.attention": [2, 4]})
