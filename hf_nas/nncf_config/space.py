@@ -224,8 +224,8 @@ def _skippable(training: TrainingSettings, nodes: ModelNodes, stage: Stage | Non
             skippable[sub_layer] = keeps_norm
         for sub_layer, _ in found[: -len(allowed)]:
             logger.warning(
-                "%r is not skipped: its block ends where the next one in 'skipped_blocks' begins, and of blocks in a row "
-                "'depth_indicator' leaves the last %d; list them in another order to skip each by itself.",
+                "%r is not skipped: its block ends where the next one in 'skipped_blocks' begins, and of blocks in a "
+                "row 'depth_indicator' leaves the last %d; list them in another order to skip each by itself.",
                 sub_layer.name, len(allowed),
             )  # fmt: skip
     return skippable

@@ -67,10 +67,15 @@ def _parse_number(text: str, where: str) -> float:
     try:
         number = float(text)
     except ValueError:
-        number = math.nan
+        number = math.inf
     if not math.isfinite(number):
         raise ValueError(f"{where} has the value {text!r}; it must be a number.")
     return number
+
+
+def _parse_metric(text: str, where: str) -> float:
+    """The metric in percent, nan where it was no number, as of a network that predicts a constant."""
+    return math.nan if text in ("nan", "-nan") else -_parse_number(text, where)
 
 
 def _rows(path: str | Path, columns: int) -> Iterator[tuple[str, list[str]]]:
@@ -118,7 +123,7 @@ def read_search_progression(
                 f"{where} names {macs_name!r} and {metric_name_there!r}; it must name 'MACs' and 'top1_acc'."
             )
         sub_network = groups.sub_network(*_parse(text, where))
-        numbers = _parse_number(macs, where), -_parse_number(metric, where)
+        numbers = _parse_number(macs, where), _parse_metric(metric, where)
         trials.append(_trial(sub_network, *numbers, metric_name, metric_scale, space))
     return _result(trials, path)
 
@@ -150,15 +155,15 @@ def read_caches(
     folder = Path(folder)
     caches: list[dict[tuple[int, ...], float]] = []
     for name in (MACS_CACHE, METRIC_CACHE):
-        rows = _rows(folder / name, 2)
-        caches.append({_parse_indices(text, where): _parse_number(value, where) for where, (text, value) in rows})
+        rows, parse = _rows(folder / name, 2), _parse_metric if name == METRIC_CACHE else _parse_number
+        caches.append({_parse_indices(text, where): parse(value, where) for where, (text, value) in rows})
     if alone := [indices for indices in {**caches[0], **caches[1]} if not all(indices in cache for cache in caches)]:
         raise ValueError(
             f"Only one of {MACS_CACHE} and {METRIC_CACHE} in {str(folder)!r} has the sub-network {alone[0]}; give two "
             "files of one search."
         )
     trials = [
-        _trial(groups.decode(indices), macs, -caches[1][indices], metric_name, metric_scale, space)
+        _trial(groups.decode(indices), macs, caches[1][indices], metric_name, metric_scale, space)
         for indices, macs in caches[0].items()
     ]
     return _result(trials, folder)
@@ -169,7 +174,8 @@ def _trial(
 ) -> Evaluated:
     metrics = {name: percent / 100 * scale, _PERCENT: percent, _MACS: macs}
     encoding = () if space is None else space.encode(sub_network)
-    return Evaluated(sub_network, encoding, metrics, (1 - percent / 100, macs))
+    error = 1.0 if math.isnan(percent) else 1 - percent / 100
+    return Evaluated(sub_network, encoding, metrics, (error, macs))
 
 
 def _result(trials: list[Evaluated], source: str | Path) -> SearchResult:

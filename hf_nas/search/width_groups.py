@@ -4,7 +4,7 @@ A width group is one sub-layer, whose width counts channels; a block is a sub-la
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import comb
 
 from hf_nas.structures import ModelStructure
@@ -25,12 +25,14 @@ class WidthGroups:
         names: the sub-layer of each group.
         widths: the widths of each group that can be chosen, in channels, widest first; needed for the caches alone.
         blocks: the sub-layer of each block; None where depth is not elastic.
+        always_skipped: sub-layers that every sub-network skips, which no configuration mentions.
     """
 
     structure: ModelStructure
     names: tuple[str, ...]
     widths: tuple[tuple[int, ...], ...] | None = None
     blocks: tuple[str, ...] | None = None
+    always_skipped: tuple[str, ...] = ()
 
     @classmethod
     def of(
@@ -40,6 +42,7 @@ class WidthGroups:
         names: Sequence[str] | None = None,
         widths: Sequence[Sequence[int]] | None = None,
         blocks: Sequence[str] | None = None,
+        always_skipped: Sequence[str] = (),
     ) -> "WidthGroups":
         """The groups of a model.
 
@@ -49,6 +52,7 @@ class WidthGroups:
                 cross-attention, which the published models do not have), then feed-forward.
             widths: the widths of each group that can be chosen in the search, in channels.
             blocks: the sub-layers that can be skipped, in the order of `skipped_blocks`.
+            always_skipped: those of `fixed_skipped_blocks`.
 
         Raises:
             ValueError: for a sub-layer that the model does not have, or widths that do not fit the groups.
@@ -56,13 +60,13 @@ class WidthGroups:
         if names is None:
             kinds = ("attention", "cross_attention", "feed_forward")
             names = [s.name for kind in kinds for s in structure if s.kind == kind and s.units]
-        for name in (*names, *(blocks or ())):
+        for name in (*names, *(blocks or ()), *always_skipped):
             if name not in structure.names:
                 raise ValueError(
                     f"This {structure.model_type} model has no sub-layer {name!r}; it has {structure.names[0]!r} to "
                     f"{structure.names[-1]!r}."
                 )
-        groups = cls(structure, tuple(names), None, None if blocks is None else tuple(blocks))
+        groups = cls(structure, tuple(names), None, None if blocks is None else tuple(blocks), tuple(always_skipped))
         if widths is None:
             return groups
         if len(widths) != len(names):
@@ -73,7 +77,7 @@ class WidthGroups:
             for width in choices:
                 groups._units(group, width)
         choices = tuple(tuple(sorted(each, reverse=True)) for each in widths)
-        return cls(structure, groups.names, choices, groups.blocks)
+        return replace(groups, widths=choices)
 
     @property
     def upper_bounds(self) -> tuple[int, ...]:
@@ -99,8 +103,8 @@ class WidthGroups:
         for block in skipped:
             if not 0 <= block < len(self.blocks or ()):
                 raise ValueError(f"There is no block {block} to skip; there are {len(self.blocks or ())}.")
-            name = self.blocks[block]
-            kept[name] = None if self.structure[name].layout.is_attention else NORM_ONLY
+            kept[self.blocks[block]] = self._skipped(self.blocks[block])
+        kept |= {name: self._skipped(name) for name in self.always_skipped}
         return SubNetwork.of(self.structure, kept)
 
     def configuration(self, sub_network: SubNetwork) -> tuple[dict[int, int], tuple[int, ...]]:
@@ -151,7 +155,7 @@ class WidthGroups:
             ValueError: if groups and blocks cannot express the sub-network, or a width is not in its list.
         """
         widths, skipped = self.configuration(sub_network)
-        gone = [self.blocks[block] for block in skipped]
+        gone = [*self.always_skipped, *(self.blocks[block] for block in skipped)]
         indices = []
         for group, (name, choices) in enumerate(zip(self.names, self._known_widths())):
             width = choices[0] if name in gone else widths[group]
@@ -159,6 +163,9 @@ class WidthGroups:
                 raise ValueError(f"Width group {group} has the width {width}; its list has {list(choices)}.")
             indices.append(choices.index(width))
         return tuple(indices) if self.blocks is None else (*indices, _subset_index(skipped, len(self.blocks)))
+
+    def _skipped(self, name: str) -> str | None:
+        return None if self.structure[name].layout.is_attention else NORM_ONLY
 
     def _units(self, group: int, width: int) -> int:
         sub_layer = self.structure[self.names[group]]

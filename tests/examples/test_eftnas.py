@@ -20,7 +20,7 @@ from hf_nas.search import SuperNetworkEvaluator, read_search_progression
 from hf_nas.space import CustomSpace
 from tests.examples.runs import Script, read, weights
 from trainer_plugins import MovementSparsityTrainer, SuperNetworkTrainer
-from trainer_plugins.eftnas import plan as eftnas
+from trainer_plugins.search.published_files import published_groups
 
 
 FLAGS = {
@@ -353,7 +353,8 @@ def test_a_configuration_drives_the_published_command(start, teacher, tmp_path) 
     best = min(near, key=lambda trial: trial["costs"][1])
     chosen = SubNetwork.load(tmp_path / "out" / "extracted", structure)
     assert chosen == SubNetwork.from_dict(best["sub_network"], structure)
-    groups = eftnas.old_groups(nncf_space(NncfConfig.load(path), model))
+    nncf = NncfConfig.load(path)
+    groups = published_groups(nncf, nncf_space(nncf, model), model)
     progress = read_search_progression(tmp_path / "logs" / "search_progression.csv", groups)
     assert [trial.sub_network.to_dict() for trial in progress.trials] == [t["sub_network"] for t in result["trials"]]
 

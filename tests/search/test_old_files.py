@@ -170,6 +170,19 @@ def test_files_are_written_and_read_again(skipping, macs, tmp_path):
         assert (tmp_path / "percent" / name).read_bytes() == (tmp_path / name).read_bytes()
 
 
+def test_a_metric_that_is_no_number_is_written_and_read_as_an_error_of_one(skipping, macs, tmp_path):
+    trials = [trial(skipping.decode((0,) * 6 + (63,)), correlation=0.5)]
+    trials.append(trial(skipping.decode((1,) * 6 + (3,)), correlation=math.nan))
+    result = SearchResult(tuple(trials), ("error", "size"), (1.0, 1.0))
+    write_old_files(tmp_path, result, skipping, metric_name="correlation", macs=macs)
+    for read in (
+        read_search_progression(tmp_path / "search_progression.csv", skipping, metric_name="correlation"),
+        read_caches(tmp_path, skipping, metric_name="correlation"),
+    ):
+        assert [each.costs[0] for each in read.trials] == [0.5, 1.0]
+        assert math.isnan(read.trials[1].metrics["correlation"])
+
+
 def test_a_search_without_lists_of_widths_has_no_caches(sizes, macs, tmp_path):
     groups = WidthGroups.of(sizes.structure)
     result = SearchResult((trial(groups.sub_network({5: 7}), f1=88.5),), ("error",), (1.0,))
@@ -230,7 +243,8 @@ def test_the_text_of_newer_pythons_and_of_depth_alone_is_read(skipping, tmp_path
         (GOOD.replace("WIDTH: 'width'>, {0: 64}", "KERNEL: 'kernel'>, [3]"), "must be an OrderedDict"),
         (GOOD.replace("{0: 64}", "{0: 65}"), "has the width 65; choose a multiple of 64"),
         (GOOD.replace("1.0", "many"), "Row 2 of .* has the value 'many'; it must be a number"),
-        (GOOD.replace("-2.0", "nan"), "has the value 'nan'"),
+        (GOOD.replace("1.0", "nan"), "has the value 'nan'"),
+        (GOOD.replace("-2.0", "inf"), "has the value 'inf'"),
         (GOOD.replace("MACs", "latency"), "names 'latency' and 'top1_acc'; it must name 'MACs'"),
         ("1,2,3", "Row 2 of .* has 3 columns; it must have 5"),
     ],

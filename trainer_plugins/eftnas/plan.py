@@ -18,7 +18,6 @@ from hf_nas.importance import OrderRecord
 from hf_nas.importance.movement import MovementScores, unit_scores
 from hf_nas.nncf_config import filter_importance, nncf_space, with_space
 from hf_nas.run_files import MOVEMENT_FOLDER, SPACE_FILE
-from hf_nas.search import WidthGroups
 from hf_nas.space import CustomSpace, SearchSpace
 from hf_nas.space.generated import generate_space
 from hf_nas.structures import describe
@@ -47,19 +46,6 @@ class SuperNetworkPlan:
     search_space: SearchSpace | None = None
     stages: StagedTraining | None = None
     scores: dict[str, torch.Tensor] | None = None
-
-
-def old_groups(space: SearchSpace) -> WidthGroups:
-    """The numbers that the published files give to the sub-layers of a space of widths."""
-    structure = space.structure
-    names = WidthGroups.of(structure).names
-    choices = {dimension.name: dimension.choices for dimension in space.dimensions}
-    widths = [
-        [count * structure[name].features for count in choices.get(name, (structure[name].units,)) if count]
-        for name in names
-    ]
-    blocks = [name for name in names if 0 in choices.get(name, ())]
-    return WidthGroups.of(structure, names=names, widths=widths, blocks=blocks or None)
 
 
 def plan_super_network(

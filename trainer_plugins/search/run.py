@@ -12,17 +12,16 @@ from tqdm.auto import tqdm
 from hf_nas.extraction import extract, save_extracted
 from hf_nas.importance import get_importance
 from hf_nas.main_input import mean_lengths
-from hf_nas.nncf_config import NncfConfig
+from hf_nas.nncf_config import NncfConfig, with_space
 from hf_nas.profiling import SizeTable
-from hf_nas.report import RelativeSizes, SearchOutcome, fully_evaluated, hand_over
-from hf_nas.search import Evaluated, SearchResult, is_allowed, search, write_old_files
+from hf_nas.report import SearchOutcome, hand_over
+from hf_nas.search import Evaluated, is_allowed, search
 from hf_nas.search.additive import unit_costs
-from hf_nas.space import SearchSpace
 from trainer_plugins.arguments import SearchArguments
 from trainer_plugins.eftnas.nncf_flags import published_search
-from trainer_plugins.eftnas.plan import old_groups
 from trainer_plugins.search.followers import Followers
 from trainer_plugins.search.goals import SearchGoals, search_goals
+from trainer_plugins.search.published_files import write_published_files
 from trainer_plugins.search.task_evaluation import (
     ComputeMetrics,
     Rows,
@@ -200,19 +199,9 @@ def _search(
         reference=reference,
     )
     if config is not None and task.greater_is_better:
-        _write_old_files(folder if config.log_dir is None else Path(config.log_dir), result, space, goals.sizes, task)
+        if trainer.super_network_arguments.search_space == "generated" and config.training is not None:
+            config = with_space(config, space, model)
+        write_published_files(
+            folder if config.log_dir is None else config.log_dir, result, config, space, model, goals.sizes, task
+        )
     return outcome
-
-
-def _write_old_files(
-    folder: Path, result: SearchResult, space: SearchSpace, sizes: RelativeSizes, task: SearchTask
-) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    try:
-        write_old_files(
-            folder, fully_evaluated(result), old_groups(space), metric_name=task.metric_name,
-            metric_scale=task.metric_scale, macs=sizes.macs,
-        )  # fmt: skip
-    except ValueError as error:
-        # The published files number widths of sub-layers, which not every space consists of.
-        logger.warning("The results are not written in the published format as well: %s", error)

@@ -108,7 +108,7 @@ class MovementSettings:
         first = self.init_importance_threshold
         if start == 0 and first is None:
             logger.warning(
-                "Movement sparsity warms up from epoch 0 on, where all scores are equal, so that it masks every weight "
+                "Movement sparsity warms up from epoch 0 on, where all scores are equal, so that it masks all weights "
                 "at first; a 'warmup_start_epoch' above 0 lets the scores grow before."
             )
         if first is not None and first >= self.final_importance_threshold:

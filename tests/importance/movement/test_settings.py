@@ -154,6 +154,9 @@ def test_settings_of_nncf_survive_both_ways(caplog: pytest.LogCaptureFixture) ->
     with caplog.at_level(logging.WARNING):
         MovementSettings.from_nncf(entry(params={"init_importance_threshold": 0.0}))
     assert "not below the 'final_importance_threshold'" in caplog.text
+    with caplog.at_level(logging.WARNING):
+        MovementSettings.from_nncf(entry(params={"warmup_start_epoch": 0}))
+    assert "masks all weights at first" in caplog.text
 
 
 @pytest.mark.parametrize(
