@@ -19,7 +19,7 @@ from transformers import DataCollatorWithPadding, PreTrainedModel, PreTrainedTok
 from hf_nas.cli.flags import get_device
 from hf_nas.cli.models import load_text_classifier, read_space
 from hf_nas.cli.search_arguments import add_arguments, check_arguments, output_folder
-from hf_nas.cli.text_data import TASKS, load_splits, read_record
+from hf_nas.cli.text_data import TASKS, load_splits, read_record, record_folder
 from hf_nas.cli.text_metrics import TextMetric, default_metric, get_metric, positive_number
 from hf_nas.cli.text_rows import TextColumns, check_tokens, token_limit, tokenize
 from hf_nas.elastic import SuperNetwork
@@ -28,6 +28,7 @@ from hf_nas.importance import gradient
 from hf_nas.profiling import LatencyTable, MemoryTable, SizeTable
 from hf_nas.report import RelativeSizes, SearchOutcome, hand_over
 from hf_nas.report.handover import Reported
+from hf_nas.run_files import SPACE_FILE
 from hf_nas.search import (
     Evaluated,
     Objective,
@@ -162,9 +163,12 @@ def _space_name(arguments: argparse.Namespace, record: Mapping[str, Any] | None)
     if arguments.search_space is not None:
         return arguments.search_space
     if record.get("nncf_config") is not None or record.get("search_space") == "generated":
+        path = record_folder(arguments.checkpoint) / SPACE_FILE
+        if path.is_file():
+            return str(path)
         raise ValueError(
-            "The super-network was trained in the search space of an NNCF configuration; give that file by "
-            "--search_space."
+            f"The super-network was trained in a search space of its own, but {str(path)!r} does not exist; give the "
+            "file of the space, or the NNCF configuration that lists its widths, by --search_space."
         )
     return record.get("search_space", "small")
 

@@ -13,7 +13,7 @@ from datasets.exceptions import DatasetsError
 from hf_nas.run_files import RUN_FILE
 
 
-__all__ = ["TASKS", "Splits", "Task", "load_splits", "read_record"]
+__all__ = ["TASKS", "Splits", "Task", "load_splits", "read_record", "record_folder"]
 
 logger = logging.getLogger(__name__)
 
@@ -74,6 +74,14 @@ class Splits:
     reports: Mapping[str, Dataset] = field(default_factory=dict)
 
 
+def record_folder(checkpoint: str | Path) -> Path | None:
+    """Where the training of a model left its files, the model's folder or the one above; None without a record."""
+    if not Path(checkpoint).is_dir():
+        return None
+    folders = Path(checkpoint), Path(checkpoint).resolve().parent
+    return next((folder for folder in folders if (folder / RUN_FILE).is_file()), None)
+
+
 def read_record(checkpoint: str | Path) -> dict[str, Any] | None:
     """What `run_glue.py` and `run_qa.py` recorded about the training of a model, in its folder or the one above.
 
@@ -86,20 +94,16 @@ def read_record(checkpoint: str | Path) -> dict[str, Any] | None:
     Raises:
         ValueError: if the file is damaged.
     """
-    if not Path(checkpoint).is_dir():
+    folder = record_folder(checkpoint)
+    if folder is None:
         return None
-    for folder in (Path(checkpoint), Path(checkpoint).resolve().parent):
-        path = folder / RUN_FILE
-        if not path.is_file():
-            continue
-        results = folder / _TRAINING_RESULTS
-        try:
-            record = dict(json.loads(path.read_text(encoding="utf-8"))["arguments"])
-            trained_on = json.loads(results.read_text(encoding="utf-8")) if results.is_file() else {}
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"The record {str(path)!r} is damaged ({error}); restore it or delete it.") from error
-        return {**record, "train_samples": trained_on.get("train_samples")}
-    return None
+    path, results = folder / RUN_FILE, folder / _TRAINING_RESULTS
+    try:
+        record = dict(json.loads(path.read_text(encoding="utf-8"))["arguments"])
+        trained_on = json.loads(results.read_text(encoding="utf-8")) if results.is_file() else {}
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"The record {str(path)!r} is damaged ({error}); restore it or delete it.") from error
+    return {**record, "train_samples": trained_on.get("train_samples")}
 
 
 def load_splits(

@@ -47,6 +47,14 @@ class WidthElasticity:
     overwrite_groups_widths: tuple[tuple[int, ...], ...] | None = None
     add_dynamic_inputs: tuple[str, ...] = ()
 
+    @property
+    def has_widths(self) -> bool:
+        """Whether it says which widths there are, by lists or by other than the default way to make them."""
+        automatic = ("min_width", "max_num_widths", "width_step", "width_multipliers")
+        defaults = WidthElasticity()
+        by_rule = any(getattr(self, key) != getattr(defaults, key) for key in automatic)
+        return self.overwrite_groups_widths is not None or by_rule
+
     @classmethod
     def read(cls, section: Section) -> "WidthElasticity":
         """Read `elasticity.width`.

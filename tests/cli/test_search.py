@@ -304,4 +304,8 @@ def test_the_space_of_the_training_is_searched(folder, tmp_path, capsys) -> None
     record["search_space"] = "generated"
     (tmp_path / "model" / "run.json").write_text(json.dumps({"arguments": record}))
     capsys.readouterr()
-    refused(capsys, "give that file by --search_space", run(tmp_path, tmp_path / "other"))
+    refused(capsys, "search_space.json' does not exist; give the file", run(tmp_path, tmp_path / "other"))
+    space = {"name": "generated", "sub_layers": {"encoder.0.attention": [1, 2], "encoder.1.feed_forward": [0, 4]}}
+    (tmp_path / "model" / "search_space.json").write_text(json.dumps(space))
+    assert run(tmp_path, tmp_path / "other", samples=2) == 0
+    assert SearchResult.load(tmp_path / "other" / "search" / "result.json").space == "generated"

@@ -15,7 +15,7 @@ from transformers.trainer_utils import get_last_checkpoint
 from hf_nas import SubNetwork, describe
 from hf_nas.importance import OrderRecord
 from hf_nas.importance.movement import MovementScores
-from hf_nas.nncf_config import NncfConfig, nncf_space
+from hf_nas.nncf_config import NncfConfig, nncf_space, with_space
 from hf_nas.search import SuperNetworkEvaluator, read_search_progression
 from hf_nas.space import CustomSpace
 from tests.examples.runs import Script, read, weights
@@ -354,8 +354,35 @@ def test_a_configuration_drives_the_published_command(start, teacher, tmp_path) 
     chosen = SubNetwork.load(tmp_path / "out" / "extracted", structure)
     assert chosen == SubNetwork.from_dict(best["sub_network"], structure)
     nncf = NncfConfig.load(path)
+    searched = nncf_space(nncf, model, nncf.training.schedule.stages[-1])
+    assert CustomSpace.load(tmp_path / "out" / "search_space.json", structure).to_dict() == searched.to_dict()
     groups = published_groups(nncf, nncf_space(nncf, model), model)
     progress = read_search_progression(tmp_path / "logs" / "search_progression.csv", groups)
+    assert [trial.sub_network.to_dict() for trial in progress.trials] == [t["sub_network"] for t in result["trials"]]
+
+
+def test_a_configuration_without_widths_has_a_space_generated_into_it(start, tmp_path) -> None:
+    elasticity = {"available_elasticity_dims": ["width", "depth"], "depth": {"skipped_blocks": []}}
+    stages = [
+        {"train_dims": ["width"], "epochs": 1, "width_indicator": -1, "init_lr": 1e-2},
+        {"train_dims": ["width", "depth"], "epochs": 1, "width_indicator": 2, "init_lr": 5e-3},
+    ]
+    path = config(
+        tmp_path / "config.json", training__elasticity=elasticity, training__progressivity_of_elasticity=
+        ["width", "depth"], training__schedule={"list_stage_descriptions": stages},
+    )  # fmt: skip
+    start(tmp_path / "out", "--do_train", "--do_search", "--nncf_config", path, "--save_strategy", "no",
+          "--max_selection_samples", "16", "--space_smallest", "0.2", "--space_tolerance", "0.2")  # fmt: skip
+    model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out")
+    space = CustomSpace.load(tmp_path / "out" / "search_space.json", describe(model))
+    result = read(tmp_path / "out" / "search", "result.json")
+    assert all(space.encode(SubNetwork.from_dict(t["sub_network"], describe(model))) for t in result["trials"])
+    # Of each list the last stage trains the two widest, though more were generated.
+    assert max(len([c for c in d.choices if c]) for d in space.dimensions) <= 2
+    nncf = with_space(NncfConfig.load(path), space, model)
+    progress = read_search_progression(
+        tmp_path / "out" / "search" / "search_progression.csv", published_groups(nncf, space, model)
+    )
     assert [trial.sub_network.to_dict() for trial in progress.trials] == [t["sub_network"] for t in result["trials"]]
 
 

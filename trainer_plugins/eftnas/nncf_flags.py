@@ -1,5 +1,6 @@
 """How an NNCF 2.x configuration and the flags beside it become one: it speaks where a flag has its default."""
 
+import logging
 from dataclasses import fields, replace
 from typing import Any
 
@@ -10,6 +11,8 @@ from hf_nas.nncf_config import NncfConfig
 from hf_nas.search import published_demands, published_nsga2
 from trainer_plugins.arguments import NasArguments, SuperNetworkArguments
 
+
+logger = logging.getLogger(__name__)
 
 # The flags that say what the movement sparsity of a configuration says too.
 MOVEMENT_FLAGS = {
@@ -44,7 +47,11 @@ def apply_config(nas: NasArguments, model_arguments: Any, metric_scale: float = 
         _fill(nas.eftnas, **{flag: getattr(config.movement, key) for flag, key in MOVEMENT_FLAGS.items()})
     if config.training is not None:
         _fill(nas.super_network, sampling_strategy="sandwich")
-        if config.training.width.overwrite_groups_widths is None and config.movement is not None:
+        if not config.training.width.has_widths and config.movement is not None:
+            logger.info(
+                "%s gives no widths, so the search space is generated from what its movement sparsity finds.",
+                config.source,
+            )
             _fill(nas.super_network, search_space="generated")
         space = nas.super_network.search_space
         if space not in (SuperNetworkArguments().search_space, "generated"):

@@ -60,8 +60,8 @@ def plan_super_network(
 ) -> SuperNetworkPlan:
     """Do what comes before the training of a super-network, as far as it is not done already.
 
-    Writes `movement_sparsity/` and `search_space.json` into the output folder. Scores that are there are not learnt
-    again.
+    Writes `movement_sparsity/` and, unless the space is one that is known by name or file, `search_space.json`, which
+    is searched afterwards, into the output folder. Scores that are there are not learnt again.
 
     Args:
         nas: what to do.
@@ -94,26 +94,29 @@ def plan_super_network(
         if is_own and done is not None and done.digest != OrderRecord.of("movement", scores).digest:
             # They were learnt on the units as they are, whatever order that is.
             OrderRecord.forget(model.config)
+    space = None
     if nas.super_network.search_space == "generated":
         lengths = (sequence_length, decoder_length) if nas.config is None else nas.config.lengths
-        space = _generated(nas.eftnas, movement, model, lengths, folder if arguments.should_save else None)
-        return SuperNetworkPlan(space, stages_of(nas, model, space), scores)
-    return SuperNetworkPlan(None, stages_of(nas, model, None), scores)
+        space = _generated(nas.eftnas, movement, model, lengths)
+    stages = stages_of(nas, model, space)
+    searched = space if stages is None else stages.spaces[-1]
+    if searched is not None and arguments.should_save:
+        searched.save(folder / SPACE_FILE)
+    return SuperNetworkPlan(space, stages, scores)
 
 
 def _space_of_trained(nas: NasArguments, model: PreTrainedModel, folder: Path) -> SearchSpace | None:
     """The search space of a super-network that was trained before, if it has none of a name."""
-    has_stages = nas.config is not None and nas.config.training is not None
     if nas.super_network.search_space != "generated":
-        return stages_of(nas, model, None).spaces[-1] if has_stages else None
+        stages = stages_of(nas, model, None)
+        return None if stages is None else stages.spaces[-1]
     path = folder / SPACE_FILE
     if not path.exists():
         raise ValueError(
             f"The super-network in '{folder}' has no generated space ({SPACE_FILE}); give the search_space that it "
             "was trained on."
         )
-    space = CustomSpace.load(path, describe(model))
-    return stages_of(nas, model, space).spaces[-1] if has_stages else space
+    return CustomSpace.load(path, describe(model))
 
 
 def _movement_scores(
@@ -151,7 +154,6 @@ def _generated(
     movement: MovementScores,
     model: PreTrainedModel,
     lengths: tuple[int, int | None],
-    folder: Path | None,
 ) -> CustomSpace:
     generated = generate_space(
         movement,
@@ -164,8 +166,6 @@ def _generated(
         width_multiple=eftnas.space_width_multiple,
         decoder_length=lengths[1],
     )
-    if folder is not None:
-        generated.space.save(folder / SPACE_FILE)
     for network in generated.networks:
         logger.info("Generated space: %d MACs above the threshold %g.", network.macs, network.threshold)
     return generated.space

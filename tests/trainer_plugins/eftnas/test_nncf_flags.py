@@ -81,6 +81,16 @@ def test_a_space_beside_that_of_the_configuration_is_refused(tmp_path) -> None:
     assert found.super_network.search_space == "generated"
 
 
+def test_a_space_is_generated_where_the_configuration_gives_no_widths(tmp_path) -> None:
+    width = "nas__training__elasticity__width__"
+    without = {f"{width}overwrite_groups_widths": None}
+    assert applied(tmp_path, without).super_network.search_space == "generated"
+    # How lists are made is a way to give them.
+    for key, value in {"width_multipliers": [0.5], "width_step": 8, "min_width": 8, "max_num_widths": 2}.items():
+        assert applied(tmp_path, {**without, f"{width}{key}": value}).super_network.search_space == "small"
+    assert applied(tmp_path, {**without, "compression": None}).super_network.search_space == "small"
+
+
 def a_space(model) -> CustomSpace:
     lists = {s.name: [1, 2, 4] if s.layout.is_attention else [3, 9, 17, 24] for s in describe(model)}
     lists["encoder.1.feed_forward"] = [0, 9, 24]
