@@ -131,12 +131,17 @@ def _outside(model: PreTrainedModel, structure: ModelStructure) -> tuple[_Tensor
     one_vector = any(
         word in type(model).__name__ for word in ("SequenceClassification", "MultipleChoice", "ImageClassification")
     )
+    in_base = {id(module) for module in base.modules()}
     modules = sorted(model.named_modules(), key=lambda item: not isinstance(item[1], nn.Embedding))
     for name, module in modules:
         own = [(n, p) for n, p in module.named_parameters(recurse=False) if id(p) not in seen]
         if isinstance(module, nn.Linear | Conv1D) and not any(id(p) in inside for p in module.parameters(False)):
-            macs = "macs_sequence" if one_vector or "pooler" in name else "macs_token"
+            # Projections of embeddings (ELECTRA, ALBERT) are in the base model, heads are not.
+            reads_one = "pooler" in name or (one_vector and id(module) not in in_base)
+            macs = "macs_sequence" if reads_one else "macs_token"
             tensors.append(_Tensor("", "", module.weight.numel(), macs, dimensions[id(module.weight)]))
+        elif isinstance(module, nn.Conv1d):  # along the tokens (DeBERTa-v2)
+            tensors.append(_Tensor("", "", module.weight.numel(), "macs_token", dimensions[id(module.weight)]))
         elif isinstance(module, nn.Conv2d):
             # The projection of patches makes all tokens but the first one, which stands for the whole image.
             tensors.append(_Tensor("", "", module.weight.numel(), "macs_token", 0))
@@ -265,7 +270,7 @@ class SizeTable:
 
         Matrix products only: projections, attention scores and their application, pooler and head. Embeddings,
         softmax, norms, biases and activations count nothing (the convention of NNCF). A pooler or classifier reads
-        one vector, other heads read every token.
+        one vector; other heads, projections of embeddings and convolutions along the sequence read every token.
 
         Args:
             sub_network: of the model this table was built from.
