@@ -7,6 +7,7 @@ from typing import Protocol
 import numpy as np
 
 from hf_nas.space.base import Encoding, SearchSpace
+from hf_nas.space.custom import CustomSpace
 from hf_nas.subnetwork import SubNetwork
 
 
@@ -36,16 +37,24 @@ class PublishedSampler:
     In `medium` and `large` the sizes of such sub-networks concentrate around their mean: of BERT-base hardly any
     has less than 0.5 or more than 0.7 of the parameters.
 
+    In spaces of lists, whether a sub-layer is skipped is drawn before its width, with probability 1/2, as BootstrapNAS
+    (Munoz et al., 2022) does.
+
     Args:
         space: to draw from.
     """
 
     def __init__(self, space: SearchSpace):
         self.space = space
+        lists = space.dimensions if isinstance(space, CustomSpace) else ()
+        self._skippable = {i: len(d.choices) for i, d in enumerate(lists) if d.choices[0] == 0 and len(d.choices) > 1}
 
     def sample(self, rng: np.random.Generator) -> Encoding:
         """Draw one encoding."""
-        return self.space.sample(rng)
+        encoding = list(self.space.sample(rng))
+        for dimension, count in self._skippable.items():
+            encoding[dimension] = int(rng.integers(1, count)) if rng.integers(2) else 0
+        return tuple(encoding)
 
 
 class SizeStratifiedSampler:

@@ -34,6 +34,18 @@ def test_published_distribution_of_sizes(name, mean, deviation):
     assert np.std(sizes) == pytest.approx(deviation, abs=0.01)
 
 
+def test_what_lists_can_skip_is_skipped_half_of_the_time_as_published():
+    structure = structure_of("bert")
+    lists = {"encoder.0.attention": [0, 1, 2, 4], "encoder.1.feed_forward": [2, 4, 8], "encoder.2.attention": [0]}
+    space, rng = CustomSpace({"sub_layers": lists}, structure), np.random.default_rng(0)
+    sampler = PublishedSampler(space)
+    drawn = np.array([sampler.sample(rng) for _ in range(3000)])
+    shares = [np.bincount(column, minlength=4) / len(drawn) for column in drawn.T]
+    assert shares[0] == pytest.approx([1 / 2, 1 / 6, 1 / 6, 1 / 6], abs=0.03)
+    assert shares[1] == pytest.approx([1 / 3, 1 / 3, 1 / 3, 0], abs=0.03)
+    assert shares[2][0] == 1
+
+
 def test_published_large_space_hardly_leaves_its_mean():
     table = bert_base()
     space, rng = get_search_space("large", table.structure), np.random.default_rng(0)
