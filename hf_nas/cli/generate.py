@@ -8,6 +8,7 @@ from hf_nas.extraction.stored_models import build_without_weights
 from hf_nas.importance.movement import MovementScores
 from hf_nas.nncf_config import NncfConfig, describe_space, with_space, write
 from hf_nas.space.generated import GeneratedSpace, generate_space
+from hf_nas.space.target_sizes import size_in_millions
 
 
 __all__ = ["add_parser"]
@@ -59,10 +60,10 @@ def run(arguments: argparse.Namespace) -> None:
         model,
         lengths[0],
         decoder_length=lengths[1],
-        largest=_size(arguments.largest),
-        smallest=_size(arguments.smallest),
+        largest=size_in_millions(arguments.largest),
+        smallest=size_in_millions(arguments.smallest),
         count=arguments.count,
-        tolerance=_size(arguments.tolerance),
+        tolerance=size_in_millions(arguments.tolerance),
         width_multiple=arguments.width_multiple,
     )
     write(with_space(config, generated.space, model), target)
@@ -70,10 +71,6 @@ def run(arguments: argparse.Namespace) -> None:
     print()
     print(table(describe_space(generated.space, model, *lengths)))
     print(f"\nWritten to {target}.")
-
-
-def _size(given: float) -> float:
-    return given if given <= 1 else given * 1e6
 
 
 def _networks(generated: GeneratedSpace) -> str:

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from hf_nas.importance.movement import MovementScores, keep_thresholds
 from hf_nas.profiling import Parts, SizeTable
 from hf_nas.space.custom import CustomSpace
+from hf_nas.space.target_sizes import absolute_size, is_number, targets_of
 from hf_nas.structures import ModelStructure
 from hf_nas.subnetwork import NORM_ONLY, Kept, SubNetwork
 
@@ -22,8 +23,6 @@ __all__ = [
     "find_threshold",
     "generate_space",
     "network_at",
-    "published_targets",
-    "targets",
 ]
 
 logger = logging.getLogger(__name__)
@@ -82,7 +81,7 @@ class _Networks:
         width_multiple: int = 1,
         measure: str = "macs",
     ):
-        if not _is_number(discard_share) or not 0 < discard_share < 1:
+        if not is_number(discard_share) or not 0 < discard_share < 1:
             raise ValueError(
                 f"Sub-layers are to be skipped below the share {discard_share!r} of their units; give a number "
                 "between 0 and 1."
@@ -128,7 +127,7 @@ class _Networks:
     def find(
         self, target: int, tolerance: float, bounds: tuple[float, float] | None, may_miss: bool = False
     ) -> ThresholdNetwork:
-        allowed = _absolute(tolerance, self.full_size, "tolerance", may_be_zero=True)
+        allowed = absolute_size(tolerance, self.full_size, "tolerance", may_be_zero=True)
         low, high = self._bounds() if bounds is None else _checked_bounds(bounds)
         largest, smallest = self._size_at(low), self._size_at(high)
         if 0 <= target - largest <= allowed:
@@ -237,30 +236,7 @@ def find_threshold(
         ValueError: if no threshold gives that size, with the nearest sizes that there are.
     """
     networks = _Networks(scores, model, sequence_length, **options)
-    return networks.find(_absolute(target, networks.full_size, "target"), tolerance, bounds)
-
-
-def published_targets(largest: int, smallest: int, count: int) -> list[int]:
-    """The targets of EFTNAS: steps from the smallest, of which the last one becomes the largest.
-
-    Where `count` - 1 divides the distance there is one target less than asked for; [`targets`] mends that.
-
-    Raises:
-        ValueError: if they do not rise, or fewer than two are asked for.
-    """
-    step = _step(largest, smallest, count)
-    regular = list(range(smallest, largest, step))
-    return [*regular[:-1], largest]
-
-
-def targets(largest: int, smallest: int, count: int) -> list[int]:
-    """`count` targets in equal steps from the smallest to the largest.
-
-    Raises:
-        ValueError: if they do not rise, or fewer than two are asked for.
-    """
-    step = _step(largest, smallest, count)
-    return [*(smallest + index * step for index in range(count - 1)), largest]
+    return networks.find(absolute_size(target, networks.full_size, "target"), tolerance, bounds)
 
 
 def generate_space(
@@ -312,12 +288,9 @@ def generate_space(
     networks = _Networks(scores, model, sequence_length, decoder_length, discard_share, width_multiple, measure)
     full = networks.full_size
     if sizes is None:
-        ends = [_absolute(largest, full, "largest"), _absolute(smallest, full, "smallest")]
-        if ends[0] > full:
-            logger.info("The largest size %d is cut down to the %d of the full model.", ends[0], full)
-        wanted = targets(min(ends[0], full), ends[1], count)
+        wanted = targets_of(full, largest, smallest, count)
     else:
-        wanted = sorted(_absolute(size, full, "sizes") for size in sizes)
+        wanted = sorted(absolute_size(size, full, "sizes") for size in sizes)
     if not wanted:
         raise ValueError("No sizes of sub-networks are given; give at least one, e.g. [0.5, 1.0].")
     # The sizes between the two that were asked for are ours, so what is nearest will do.
@@ -345,32 +318,8 @@ def _specification(networks: Sequence[ThresholdNetwork], structure: ModelStructu
     return specification
 
 
-def _step(largest: int, smallest: int, count: int) -> int:
-    if isinstance(count, bool) or not isinstance(count, int) or count < 2:
-        raise ValueError(f"{count!r} sizes of sub-networks are asked for; give a whole number of at least 2.")
-    if not 0 < smallest < largest or largest - smallest < count - 1:
-        raise ValueError(
-            f"There are no {count} sizes of sub-networks from {smallest} to {largest}; choose a 'smallest' above 0 "
-            "and further below the 'largest' (and the full model)."
-        )
-    return (largest - smallest) // (count - 1)
-
-
-def _absolute(value: float, full: int, name: str, may_be_zero: bool = False) -> int:
-    """A size as a number: up to 1 it is a share of the full model."""
-    if not _is_number(value) or value < 0 or (not value and not may_be_zero):
-        raise ValueError(
-            f"The {name!r} is {value!r}; give a share of the full model up to 1, or a number above 1, of {full}."
-        )
-    return round(value * full) if value <= 1 else round(value)
-
-
 def _checked_bounds(bounds: Any) -> tuple[float, float]:
-    is_pair = isinstance(bounds, list | tuple) and len(bounds) == 2 and all(map(_is_number, bounds))
+    is_pair = isinstance(bounds, list | tuple) and len(bounds) == 2 and all(map(is_number, bounds))
     if not is_pair or bounds[0] >= bounds[1]:
         raise ValueError(f"The 'bounds' of the threshold are {bounds!r}; give two numbers, the lower one first.")
     return float(bounds[0]), float(bounds[1])
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

@@ -12,7 +12,8 @@ from hf_nas.importance import reorder
 from hf_nas.importance.movement import MovementScores, kept_units, unit_scores
 from hf_nas.profiling import Parts, SizeTable
 from hf_nas.space import CustomSpace
-from hf_nas.space.generated import find_threshold, generate_space, network_at, published_targets, targets
+from hf_nas.space.generated import find_threshold, generate_space, network_at
+from hf_nas.space.target_sizes import check_sizes, published_targets, targets
 from hf_nas.subnetwork import NORM_ONLY, kept_ids
 from tests import zoo
 from tests.importance.movement.recordings import FOLDER, needs_recordings, read, recorded_bert
@@ -98,6 +99,22 @@ def test_recorded_searches_and_spaces() -> None:
         match="No threshold leaves 30000000 MACs .* allow: 21270912 .1.000000000 of",
     ):
         find_threshold(scores, model, 30e6, 32, tolerance=1e6, bounds=(-1, 1))
+
+
+def test_sizes_that_no_scores_can_give_are_refused_without_scores() -> None:
+    model = zoo.build("bert")
+    check_sizes(model, 16, 1.0, 0.4, 5)
+    table = SizeTable(model)
+    outside = table.macs(SubNetwork.of(table.structure, dict.fromkeys(table.structure.names)), 16)
+    check_sizes(model, 16, 1.0, outside + 1, 5)
+    with pytest.raises(
+        ValueError, match=f"'smallest' size {outside} stands for {outside} MACs, but without any layer"
+    ):
+        check_sizes(model, 16, 1.0, outside, 5)
+    with pytest.raises(ValueError, match="There are no 5 sizes of sub-networks"):
+        check_sizes(model, 16, 1.0, 4400e6, 5)
+    with pytest.raises(ValueError, match="The 'largest' is 0"):
+        check_sizes(model, 16, 0, 0.4, 5)
 
 
 def test_targets() -> None:

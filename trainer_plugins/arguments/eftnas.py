@@ -51,13 +51,17 @@ class EftnasArguments:
         },
     )
     space_largest: float = field(
-        default=1.0, metadata={"help": "Largest size in a generated space: share of the model's MACs, or MACs."}
+        default=1.0,
+        metadata={
+            "help": "Largest size in a generated space: up to 1 a share of the model's MACs, above 1 millions of "
+            "MACs; counted at the longest inputs or, with --nncf_config, at its lengths."
+        },
     )
-    space_smallest: float = field(default=0.4, metadata={"help": "Smallest size in a generated space."})
+    space_smallest: float = field(default=0.4, metadata={"help": "Smallest size in a generated space, likewise."})
     space_count: int = field(default=5, metadata={"help": "Sizes from which a space is generated."})
     space_tolerance: float = field(
         default=0.01,
-        metadata={"help": "How far these sizes may be off; small models with few heads need more than the default."},
+        metadata={"help": "How far these sizes may be off, likewise; small models with few heads need more."},
     )
     space_width_multiple: int = field(
         default=1, metadata={"help": "Round numbers of neurons in a generated space up to a multiple of this."}

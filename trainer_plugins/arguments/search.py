@@ -73,7 +73,10 @@ class SearchArguments:
     )
     max_macs_ratio: float | None = field(
         default=None,
-        metadata={"help": "Search only sub-networks with at most this share of the MACs and choose the best."},
+        metadata={
+            "help": "Search only sub-networks with at most this share of the MACs and choose the best; counted at the "
+            "mean length of the selection set or, with --nncf_config, at its lengths."
+        },
     )
     max_latency_ratio: float | None = field(
         default=None,

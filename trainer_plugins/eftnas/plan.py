@@ -20,6 +20,7 @@ from hf_nas.nncf_config import filter_importance, nncf_space, with_space
 from hf_nas.run_files import MOVEMENT_FOLDER, SPACE_FILE
 from hf_nas.space import CustomSpace, SearchSpace
 from hf_nas.space.generated import generate_space
+from hf_nas.space.target_sizes import check_sizes, size_in_millions
 from hf_nas.structures import describe
 from trainer_plugins.arguments import EftnasArguments, NasArguments
 from trainer_plugins.eftnas.movement_trainer import learn_importance
@@ -80,6 +81,9 @@ def plan_super_network(
     if not nas.is_elastic and not nas.eftnas.only_generate_importance_weight:
         return SuperNetworkPlan()
     folder = Path(arguments.output_dir)
+    lengths = (sequence_length, decoder_length) if nas.config is None else nas.config.lengths
+    if nas.super_network.search_space == "generated":
+        _check_sizes(nas.eftnas, model, lengths)
     movement = None
     needs_movement = "movement" == nas.super_network.importance or nas.super_network.search_space == "generated"
     if needs_movement or nas.eftnas.only_generate_importance_weight:
@@ -96,7 +100,6 @@ def plan_super_network(
             OrderRecord.forget(model.config)
     space = None
     if nas.super_network.search_space == "generated":
-        lengths = (sequence_length, decoder_length) if nas.config is None else nas.config.lengths
         space = _generated(nas.eftnas, movement, model, lengths)
     stages = stages_of(nas, model, space)
     searched = space if stages is None else stages.spaces[-1]
@@ -149,6 +152,17 @@ def _importance_epochs(nas: NasArguments, arguments: TrainingArguments) -> float
     return 2 * nas.eftnas.movement_warmup_end_epoch if given is None else given
 
 
+def _check_sizes(eftnas: EftnasArguments, model: PreTrainedModel, lengths: tuple[int, int | None]) -> None:
+    largest, smallest = size_in_millions(eftnas.space_largest), size_in_millions(eftnas.space_smallest)
+    try:
+        check_sizes(model, lengths[0], largest, smallest, eftnas.space_count, decoder_length=lengths[1])
+    except ValueError as error:
+        raise ValueError(
+            f"The search space cannot be generated with space_smallest {eftnas.space_smallest:g}, space_largest "
+            f"{eftnas.space_largest:g} (above 1: millions of MACs) and space_count {eftnas.space_count}: {error}"
+        ) from error
+
+
 def _generated(
     eftnas: EftnasArguments,
     movement: MovementScores,
@@ -159,10 +173,10 @@ def _generated(
         movement,
         model,
         lengths[0],
-        largest=eftnas.space_largest,
-        smallest=eftnas.space_smallest,
+        largest=size_in_millions(eftnas.space_largest),
+        smallest=size_in_millions(eftnas.space_smallest),
         count=eftnas.space_count,
-        tolerance=eftnas.space_tolerance,
+        tolerance=size_in_millions(eftnas.space_tolerance),
         width_multiple=eftnas.space_width_multiple,
         decoder_length=lengths[1],
     )

@@ -16,6 +16,7 @@ from trainer_plugins import (
     SearchArguments,
     SuperNetworkArguments,
     apply_config,
+    plan_super_network,
 )
 from trainer_plugins.checks import check_arguments
 from trainer_plugins.eftnas import plan as eftnas
@@ -89,6 +90,20 @@ def test_a_space_is_generated_where_the_configuration_gives_no_widths(tmp_path) 
     for key, value in {"width_multipliers": [0.5], "width_step": 8, "min_width": 8, "max_num_widths": 2}.items():
         assert applied(tmp_path, {**without, f"{width}{key}": value}).super_network.search_space == "small"
     assert applied(tmp_path, {**without, "compression": None}).super_network.search_space == "small"
+
+
+@pytest.mark.parametrize("smallest", [0.001, 4400.0])
+def test_sizes_out_of_reach_are_refused_before_the_importance_is_learnt(smallest: float, tmp_path) -> None:
+    nas = NasArguments(
+        super_network=SuperNetworkArguments(sampling_strategy="sandwich", search_space="generated"),
+        eftnas=EftnasArguments(space_smallest=smallest),
+    )
+    with pytest.raises(ValueError, match=f"cannot be generated with space_smallest {smallest:g}, space_largest 1"):
+        # Without data, learning would fail at once.
+        plan_super_network(
+            nas, TrainingArguments(str(tmp_path), report_to=[]), zoo.build("bert"), lambda: zoo.build("bert"),
+            sequence_length=16,
+        )  # fmt: skip
 
 
 def a_space(model) -> CustomSpace:
