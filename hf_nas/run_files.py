@@ -24,6 +24,7 @@ __all__ = [
     "metrics_in",
     "read_arguments",
     "read_object",
+    "record_folder",
 ]
 
 CONFIG_FILE, STATE_FILE, RUN_FILE, PRUNING_FILE, EVALUATION_FILE = (
@@ -74,6 +75,14 @@ def read_object(path: Path) -> dict[str, Any]:
         return data
 
     return guarded(path, read, ValueError, RecursionError)
+
+
+def record_folder(checkpoint: str | Path) -> Path | None:
+    """Where the training of a model left its files, the model's folder or the one above; None without a record."""
+    if not Path(checkpoint).is_dir():
+        return None
+    folders = Path(checkpoint), Path(checkpoint).resolve().parent
+    return next((folder for folder in folders if (folder / RUN_FILE).is_file()), None)
 
 
 def read_arguments(folder: Path) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from transformers import DataCollatorWithPadding, PreTrainedModel, PreTrainedTok
 from hf_nas.cli.flags import get_device
 from hf_nas.cli.models import load_text_classifier, read_space
 from hf_nas.cli.search_arguments import add_arguments, check_arguments, output_folder
-from hf_nas.cli.text_data import TASKS, load_splits, read_record, record_folder
+from hf_nas.cli.text_data import TASKS, load_splits, read_record
 from hf_nas.cli.text_metrics import TextMetric, default_metric, get_metric, positive_number
 from hf_nas.cli.text_rows import TextColumns, check_tokens, token_limit, tokenize
 from hf_nas.elastic import SuperNetwork
@@ -28,7 +28,7 @@ from hf_nas.importance import gradient
 from hf_nas.profiling import LatencyTable, MemoryTable, SizeTable
 from hf_nas.report import RelativeSizes, SearchOutcome, hand_over
 from hf_nas.report.handover import Reported
-from hf_nas.run_files import SPACE_FILE
+from hf_nas.run_files import SPACE_FILE, record_folder
 from hf_nas.search import (
     Evaluated,
     Objective,

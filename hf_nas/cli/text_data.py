@@ -10,10 +10,10 @@ from typing import Any
 from datasets import Dataset, load_dataset
 from datasets.exceptions import DatasetsError
 
-from hf_nas.run_files import RUN_FILE
+from hf_nas.run_files import RUN_FILE, record_folder
 
 
-__all__ = ["TASKS", "Splits", "Task", "load_splits", "read_record", "record_folder"]
+__all__ = ["TASKS", "Splits", "Task", "load_splits", "read_record"]
 
 logger = logging.getLogger(__name__)
 
@@ -72,14 +72,6 @@ class Splits:
 
     selection: Dataset
     reports: Mapping[str, Dataset] = field(default_factory=dict)
-
-
-def record_folder(checkpoint: str | Path) -> Path | None:
-    """Where the training of a model left its files, the model's folder or the one above; None without a record."""
-    if not Path(checkpoint).is_dir():
-        return None
-    folders = Path(checkpoint), Path(checkpoint).resolve().parent
-    return next((folder for folder in folders if (folder / RUN_FILE).is_file()), None)
 
 
 def read_record(checkpoint: str | Path) -> dict[str, Any] | None:

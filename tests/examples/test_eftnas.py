@@ -236,15 +236,47 @@ def test_examples_of_the_search_take_no_part_in_the_importance(start, tmp_path, 
 
 
 def test_a_trained_super_network_is_searched_in_its_generated_space(start, whole, tmp_path) -> None:
-    flags = ("--checkpoint_dir_model", str(whole), "--importance", "movement", "--search_space", "generated")
+    flags = ("--importance", "movement", "--search_space", "generated")
     no_model = {"model_name_or_path": None}
-    start(tmp_path / "out", *flags, *SEARCH, **no_model)
-    first, second = (rows(folder / "search" / "evaluations.csv") for folder in (whole, tmp_path / "out"))
-    assert [row[:-1] for row in first] == [row[:-1] for row in second]
+    # Whether the flags of the training are given or not: what it was trained in is on record.
+    for name, given in {"flags": flags, "none": ()}.items():
+        start(tmp_path / name, "--checkpoint_dir_model", str(whole), *given, *SEARCH, **no_model)
+        first, second = (rows(folder / "search" / "evaluations.csv") for folder in (whole, tmp_path / name))
+        assert [row[:-1] for row in first] == [row[:-1] for row in second]
     shutil.copytree(whole, tmp_path / "copy")
     (tmp_path / "copy" / "search_space.json").unlink()
-    with pytest.raises(ValueError, match="has no generated space \\(search_space.json\\)"):
-        start(tmp_path / "no", "--checkpoint_dir_model", str(tmp_path / "copy"), *flags[2:], *SEARCH, **no_model)
+    for given in (flags, ()):
+        with pytest.raises(ValueError, match="was trained in a space of its own, but '.*search_space.json' does not"):
+            start(tmp_path / "no", "--checkpoint_dir_model", str(tmp_path / "copy"), *given, *SEARCH, **no_model)
+
+
+def test_a_trained_super_network_is_searched_in_the_space_of_its_training_by_name(start, tmp_path) -> None:
+    start(tmp_path / "trained", "--do_train", "--sampling_strategy", "random", "--search_space", "medium")
+    searching = ("--checkpoint_dir_model", str(tmp_path / "trained"), *SEARCH)
+    start(tmp_path / "same", *searching, model_name_or_path=None)
+    assert read(tmp_path / "same" / "search", "result.json")["space"] == "medium"
+    start(tmp_path / "other", *searching, "--search_space", "layer", model_name_or_path=None)
+    assert read(tmp_path / "other" / "search", "result.json")["space"] == "layer"
+
+
+def test_flags_that_a_step_does_not_read_do_not_make_it_another_run(start, tmp_path) -> None:
+    teacher = ("--do_train", "--sampling_strategy", "standard", "--importance", "none", "--save_strategy", "no")
+    importance = ("--do_train", "--only_generate_importance_weight", *MOVEMENT)
+    for flags, name in ((teacher, "teacher"), (importance, "importance")):
+        start(tmp_path / name, *flags, num_train_epochs=None if name == "importance" else 1)
+        before = sorted(path.stat().st_mtime_ns for path in (tmp_path / name).rglob("*.safetensors"))
+        again = [*flags, "--space_tolerance", "0.05", "--space_smallest", "0.3"]
+        start(tmp_path / name, *again, num_train_epochs=None if name == "importance" else 1)
+        assert sorted(path.stat().st_mtime_ns for path in (tmp_path / name).rglob("*.safetensors")) == before
+
+
+def test_a_run_that_was_refused_before_it_did_anything_is_no_other_run(start, tmp_path) -> None:
+    flags = ("--do_train", "--only_generate_importance_weight", "--movement_num_train_epochs")
+    with pytest.raises(ValueError, match="num_train_epochs is 2, but the warm-up of movement sparsity ends"):
+        start(tmp_path, *flags, "2", *MOVEMENT)
+    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["run.json"]
+    start(tmp_path, *flags, "3", *MOVEMENT)
+    assert (tmp_path / "movement_sparsity" / "importance.safetensors").is_file()
 
 
 def test_a_trained_super_network_is_evaluated_and_searched_with_the_flags_of_its_training(

@@ -107,9 +107,7 @@ def test_sizes_that_no_scores_can_give_are_refused_without_scores() -> None:
     table = SizeTable(model)
     outside = table.macs(SubNetwork.of(table.structure, dict.fromkeys(table.structure.names)), 16)
     check_sizes(model, 16, 1.0, outside + 1, 5)
-    with pytest.raises(
-        ValueError, match=f"'smallest' size {outside} stands for {outside} MACs, but without any layer"
-    ):
+    with pytest.raises(ValueError, match=f"'smallest' size {outside} stands for {outside} MACs, but without"):
         check_sizes(model, 16, 1.0, outside, 5)
     with pytest.raises(ValueError, match="There are no 5 sizes of sub-networks"):
         check_sizes(model, 16, 1.0, 4400e6, 5)

@@ -53,7 +53,10 @@ class SearchArguments:
     )
     checkpoint_dir_model: str | None = field(
         default=None,
-        metadata={"help": "Folder of a trained super-network to search, when it is not trained in the same run."},
+        metadata={
+            "help": "Folder of a trained super-network to search, when it is not trained in the same run. Where no flag "
+            "says otherwise, it is searched in the space that it was trained in."
+        },
     )
     selection_split: float = field(
         default=0.15,

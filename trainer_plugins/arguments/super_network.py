@@ -18,7 +18,7 @@ class SuperNetworkArguments:
         default="small",
         metadata={
             "help": "Search space: small, medium, large, layer, the path of a JSON file with your own, or generated "
-            "(from movement scores)."
+            "(from movement scores). Of a --checkpoint_dir_model by default the one that it was trained in."
         },
     )
     num_random_sub_nets: int = field(

@@ -4,9 +4,10 @@ Importance is learnt by movement sparsity in a training of its own; the search s
 is given; an NNCF 2.x configuration can say all of it.
 """
 
+import contextlib
 import functools
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -17,12 +18,12 @@ from transformers import PreTrainedModel, TrainingArguments
 from hf_nas.importance import OrderRecord
 from hf_nas.importance.movement import MovementScores, unit_scores
 from hf_nas.nncf_config import filter_importance, nncf_space, with_space
-from hf_nas.run_files import MOVEMENT_FOLDER, SPACE_FILE
-from hf_nas.space import CustomSpace, SearchSpace
+from hf_nas.run_files import MOVEMENT_FOLDER, SPACE_FILE, read_arguments, record_folder
+from hf_nas.space import CustomSpace, SearchSpace, get_search_space
 from hf_nas.space.generated import generate_space
 from hf_nas.space.target_sizes import check_sizes, size_in_millions
 from hf_nas.structures import describe
-from trainer_plugins.arguments import EftnasArguments, NasArguments
+from trainer_plugins.arguments import EftnasArguments, NasArguments, SuperNetworkArguments
 from trainer_plugins.eftnas.movement_trainer import learn_importance
 from trainer_plugins.eftnas.nncf_flags import movement_settings
 from trainer_plugins.super_network.staged_training import StagedTraining
@@ -77,7 +78,7 @@ def plan_super_network(
         ValueError: if the configuration, the scores or the sizes asked for do not fit the model.
     """
     if nas.search.checkpoint_dir_model is not None:
-        return SuperNetworkPlan(_space_of_trained(nas, model, Path(nas.search.checkpoint_dir_model)))
+        return SuperNetworkPlan(_space_of_trained(nas, model, nas.search.checkpoint_dir_model))
     if not nas.is_elastic and not nas.eftnas.only_generate_importance_weight:
         return SuperNetworkPlan()
     folder = Path(arguments.output_dir)
@@ -108,18 +109,32 @@ def plan_super_network(
     return SuperNetworkPlan(space, stages, scores)
 
 
-def _space_of_trained(nas: NasArguments, model: PreTrainedModel, folder: Path) -> SearchSpace | None:
-    """The search space of a super-network that was trained before, if it has none of a name."""
-    if nas.super_network.search_space != "generated":
-        stages = stages_of(nas, model, None)
-        return None if stages is None else stages.spaces[-1]
-    path = folder / SPACE_FILE
-    if not path.exists():
-        raise ValueError(
-            f"The super-network in '{folder}' has no generated space ({SPACE_FILE}); give the search_space that it "
-            "was trained on."
-        )
-    return CustomSpace.load(path, describe(model))
+def _space_of_trained(nas: NasArguments, model: PreTrainedModel, checkpoint: str) -> SearchSpace | None:
+    """The search space of a super-network that was trained before; None: the one that the flags name.
+
+    Where no flag names one, it is what the super-network was trained in.
+    """
+    stages = stages_of(nas, model, None) if nas.super_network.search_space != "generated" else None
+    if stages is not None:
+        return stages.spaces[-1]
+    folder = record_folder(checkpoint) or Path(checkpoint)
+    trained = read_arguments(folder)
+    name, default = nas.super_network.search_space, SuperNetworkArguments().search_space
+    has_own = trained.get("search_space") == "generated" or trained.get("nncf_config") is not None
+    if name == "generated" or (name == default and has_own):
+        path = folder / SPACE_FILE
+        if not path.exists():
+            raise ValueError(
+                f"The super-network in '{checkpoint}' was trained in a space of its own, but '{path}' does not exist; "
+                "give the file of the space by --search_space, or the configuration that lists its widths by "
+                "--nncf_config."
+            )
+        logger.info("Searched is what the super-network was trained in, '%s'.", path)
+        return CustomSpace.load(path, describe(model))
+    if name == default and trained.get("search_space") not in (None, default):
+        logger.info("Searched is the space that the super-network was trained in, %r.", trained["search_space"])
+        return get_search_space(trained["search_space"], describe(model))
+    return None
 
 
 def _movement_scores(
@@ -152,15 +167,23 @@ def _importance_epochs(nas: NasArguments, arguments: TrainingArguments) -> float
     return 2 * nas.eftnas.movement_warmup_end_epoch if given is None else given
 
 
-def _check_sizes(eftnas: EftnasArguments, model: PreTrainedModel, lengths: tuple[int, int | None]) -> None:
-    largest, smallest = size_in_millions(eftnas.space_largest), size_in_millions(eftnas.space_smallest)
+@contextlib.contextmanager
+def _naming_flags(eftnas: EftnasArguments) -> Iterator[None]:
+    """Let an error about sizes say which flags they come from."""
     try:
-        check_sizes(model, lengths[0], largest, smallest, eftnas.space_count, decoder_length=lengths[1])
+        yield
     except ValueError as error:
         raise ValueError(
-            f"The search space cannot be generated with space_smallest {eftnas.space_smallest:g}, space_largest "
-            f"{eftnas.space_largest:g} (above 1: millions of MACs) and space_count {eftnas.space_count}: {error}"
+            f"No search space is generated with space_smallest {eftnas.space_smallest:g}, space_largest "
+            f"{eftnas.space_largest:g} (above 1: millions of MACs), space_count {eftnas.space_count} and "
+            f"space_tolerance {eftnas.space_tolerance:g}: {error}"
         ) from error
+
+
+def _check_sizes(eftnas: EftnasArguments, model: PreTrainedModel, lengths: tuple[int, int | None]) -> None:
+    largest, smallest = size_in_millions(eftnas.space_largest), size_in_millions(eftnas.space_smallest)
+    with _naming_flags(eftnas):
+        check_sizes(model, lengths[0], largest, smallest, eftnas.space_count, decoder_length=lengths[1])
 
 
 def _generated(
@@ -169,17 +192,18 @@ def _generated(
     model: PreTrainedModel,
     lengths: tuple[int, int | None],
 ) -> CustomSpace:
-    generated = generate_space(
-        movement,
-        model,
-        lengths[0],
-        largest=size_in_millions(eftnas.space_largest),
-        smallest=size_in_millions(eftnas.space_smallest),
-        count=eftnas.space_count,
-        tolerance=size_in_millions(eftnas.space_tolerance),
-        width_multiple=eftnas.space_width_multiple,
-        decoder_length=lengths[1],
-    )
+    with _naming_flags(eftnas):
+        generated = generate_space(
+            movement,
+            model,
+            lengths[0],
+            largest=size_in_millions(eftnas.space_largest),
+            smallest=size_in_millions(eftnas.space_smallest),
+            count=eftnas.space_count,
+            tolerance=size_in_millions(eftnas.space_tolerance),
+            width_multiple=eftnas.space_width_multiple,
+            decoder_length=lengths[1],
+        )
     for network in generated.networks:
         logger.info("Generated space: %d MACs above the threshold %g.", network.macs, network.threshold)
     return generated.space

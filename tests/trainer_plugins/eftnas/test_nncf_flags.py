@@ -98,7 +98,7 @@ def test_sizes_out_of_reach_are_refused_before_the_importance_is_learnt(smallest
         super_network=SuperNetworkArguments(sampling_strategy="sandwich", search_space="generated"),
         eftnas=EftnasArguments(space_smallest=smallest),
     )
-    with pytest.raises(ValueError, match=f"cannot be generated with space_smallest {smallest:g}, space_largest 1"):
+    with pytest.raises(ValueError, match=f"No search space is generated with space_smallest {smallest:g}, "):
         # Without data, learning would fail at once.
         plan_super_network(
             nas, TrainingArguments(str(tmp_path), report_to=[]), zoo.build("bert"), lambda: zoo.build("bert"),
