@@ -34,7 +34,12 @@ _LONGEST = 8192
 
 
 def check_arguments(
-    nas: NasArguments, model: PreTrainedModel, *, metric_name: str | None = None, greater_is_better: bool = True
+    nas: NasArguments,
+    model: PreTrainedModel,
+    *,
+    metric_name: str | None = None,
+    greater_is_better: bool = True,
+    metric_scale: float | None = None,
 ) -> None:
     """Refuse arguments that cannot work.
 
@@ -43,6 +48,7 @@ def check_arguments(
         model: the model that would be trained or searched.
         metric_name: by which sub-networks are compared; without it, what depends on it is refused by the search.
         greater_is_better: whether a larger one is better.
+        metric_scale: the metric's value of a perfect model, where there is such a thing.
 
     Raises:
         ValueError: for an unknown strategy, space, sampling, importance, objective or search method, numbers out of
@@ -61,14 +67,49 @@ def check_arguments(
         return
     space = _check_super_network(nas, model)
     _check_eftnas(nas.eftnas)
+    _check_scores(nas)
     if nas.search.do_search:
         _check_search(nas.search)
         _check_race(nas.search, metric_name, greater_is_better)
+        wanted = nas.search.min_metric
+        if wanted is not None and greater_is_better and metric_scale is not None and wanted > metric_scale:
+            raise ValueError(f"min_metric is {wanted}, but {metric_name} is at most {metric_scale:g}; choose less.")
         _check_measures(nas.search, model, space)
     if not 0.0 < nas.search.selection_split < 1.0:
         raise ValueError(
             f"selection_split is {nas.search.selection_split}; choose a share between 0 and 1, such as 0.3."
         )
+
+
+def check_limits(nas: NasArguments, model: PreTrainedModel, space: SearchSpace, longest: SequenceLengths) -> None:
+    """Refuse limits that no sub-network of a space keeps, before the super-network is trained.
+
+    Args:
+        nas: with the limits; and with the lengths at which operations are counted, if there is a configuration.
+        model: the super-network.
+        space: that would be searched.
+        longest: its longest inputs. How long the mean one is shows in the search.
+
+    Raises:
+        ValueError: for a limit on parameters, or on operations whatever the mean length.
+    """
+    ratios = {"params": nas.search.max_params_ratio, "macs": nas.search.max_macs_ratio}
+    if nas.config is not None:
+        lengths = [SequenceLengths(*nas.config.lengths)]
+    elif MainInput.of(model).tokens is not None:
+        lengths = [longest]
+    else:
+        written = {1, longest.decoder_length} if longest.decoder_length else {None}
+        lengths = [SequenceLengths(read, each) for read in range(1, longest.sequence_length + 1) for each in written]
+    table = SizeTable(model)
+
+    def check(each: SequenceLengths) -> None:
+        sources = ObjectiveSources(
+            error_objective(""), table, each.sequence_length, decoder_length=each.decoder_length
+        )
+        check_constraints(get_constraints(ratios, sources), space.smallest)
+
+    _check_at_any(lengths, check)
 
 
 def _possible_lengths(model: PreTrainedModel, main_input: MainInput) -> tuple[SequenceLengths, ...]:
@@ -112,6 +153,8 @@ def _check_super_network(nas: NasArguments, model: PreTrainedModel) -> SearchSpa
 
 
 def _check_distillation(arguments: DistillationArguments) -> None:
+    if arguments.kd_mode not in ("original", "self_attention_distillation"):
+        raise ValueError(f"kd_mode is {arguments.kd_mode!r}; choose 'original', which compares logits.")
     if arguments.kd_mode != "original":
         raise ValueError(
             f"kd_mode is {arguments.kd_mode!r}, but hf-nas does not compare attention maps, which sub-networks with "
@@ -140,6 +183,16 @@ def _check_eftnas(arguments: EftnasArguments) -> None:
     _in_range("space_tolerance", arguments.space_tolerance, 0.0, None)
     _at_least("space_count", arguments.space_count, 2)
     _at_least("space_width_multiple", arguments.space_width_multiple, 1)
+
+
+def _check_scores(nas: NasArguments) -> None:
+    """Refuse scores that nothing reads."""
+    is_read = nas.super_network.importance == "movement" or nas.super_network.search_space == "generated"
+    if nas.eftnas.reorg_cache_model is not None and nas.is_elastic and not is_read:
+        raise ValueError(
+            f"reorg_cache_model '{nas.eftnas.reorg_cache_model}' has scores, but importance is "
+            f"{nas.super_network.importance!r} and no space is generated; give importance 'movement', or leave it out."
+        )
 
 
 def _check_search(arguments: SearchArguments) -> None:

@@ -7,6 +7,10 @@
 # step and win, e.g. --seed 1. What is finished is not done again, so a killed run continues with the same command.
 # The settings are for all-MiniLM-L6-v2; --bf16 helps where the hardware computes in it.
 set -euo pipefail
+if [ $# -lt 3 ]; then
+  echo "usage: $(basename "$0") MODEL DATA_DIR OUTPUT_DIR [FLAGS...]" >&2
+  exit 2
+fi
 model=$1 data=$2 output=$3
 shift 3
 script="$(dirname "${BASH_SOURCE[0]}")/run_qa.py"

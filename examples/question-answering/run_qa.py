@@ -185,7 +185,7 @@ def main() -> None:
 
     # NAS 2 of 4: check the arguments; split the set off on which sub-networks are compared; train a super-network.
     metric_name = nas.metric_name("f1", METRIC_NAMES[data_args.version_2_with_negative])
-    check_arguments(nas, model, metric_name=metric_name)
+    check_arguments(nas, model, metric_name=metric_name, metric_scale=100.0)
     check_best_metric(training_args, METRIC_NAMES[data_args.version_2_with_negative])
     train_examples, selection_examples = hold_out(nas, data.train, split_selection, data_args.dataset_seed)
     # End of NAS 2 of 4.

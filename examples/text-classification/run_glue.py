@@ -135,7 +135,9 @@ def main() -> None:
 
     # NAS 2 of 4: check the arguments; split the set off on which sub-networks are compared; train a super-network.
     metric_name = nas.metric_name(data.search_metric, data.metric_names)
-    check_arguments(nas, model, metric_name=metric_name, greater_is_better=data.greater_is_better)
+    check_arguments(
+        nas, model, metric_name=metric_name, greater_is_better=data.greater_is_better, metric_scale=1.0
+    )  # fmt: skip
     check_best_metric(training_args, data.metric_names)
     train_dataset, selection_dataset = hold_out(nas, data.train, split_selection, data_args.dataset_seed)
     # End of NAS 2 of 4.

@@ -277,7 +277,9 @@ def main() -> None:
     complete_generation(training_args, model, data_args)
 
     # NAS 2 of 4: check the arguments; split the set off on which sub-networks are compared; train a super-network.
-    check_arguments(nas, model, metric_name=metric_name, greater_is_better=metric.greater_is_better)
+    check_arguments(
+        nas, model, metric_name=metric_name, greater_is_better=metric.greater_is_better, metric_scale=metric.scale
+    )
     check_best_metric(training_args, ("bleu", "gen_len") if training_args.predict_with_generate else ("loss",))
     train_examples, selection_examples = hold_out(nas, data.train, split_selection, data_args.dataset_seed)
     # End of NAS 2 of 4.

@@ -66,8 +66,10 @@ class SearchSettings:
         Raises:
             ValueError: for an unknown key, a bad value, an algorithm other than NSGA2, and constraints.
         """
-        if section.text("algorithm") != "NSGA2":
-            raise section.error("algorithm", "hf-nas has no search by reference points; choose 'NSGA2'")
+        algorithm = section.text("algorithm")
+        if algorithm != "NSGA2":
+            reason = "hf-nas has no search by reference points" if algorithm == "RNSGA2" else "there is no such search"
+            raise section.error("algorithm", f"{reason}; choose 'NSGA2'")
         section.check_keys(
             ("algorithm", "num_evals", "population", "seed", "crossover_prob", "crossover_eta", "mutation_prob",
              "mutation_eta", "num_constraints", "acc_delta", "ref_acc", "eval_metric_name", "batchnorm_adaptation"),

@@ -105,7 +105,7 @@ class SearchStudy:
         if different:
             details = "; ".join(f"{key}: {found.get(key)!r} there, {wanted.get(key)!r} here" for key in different)
             raise ValueError(
-                f"{self._label} holds another search ({details}); give another path, or delete the file to start anew."
+                f"{self._label} holds another search ({details}); give another search_storage, or delete this one."
             )
 
     def read(self) -> Trials:

@@ -431,6 +431,25 @@ def test_a_search_that_the_published_files_cannot_tell_ends_all_the_same(start, 
     assert (tmp_path / "out" / "extracted" / "config.json").is_file()
 
 
+@pytest.mark.parametrize("limit", ["params", "macs"])
+def test_limits_that_the_space_cannot_keep_are_refused_before_training(start, tmp_path, limit, monkeypatch) -> None:
+    monkeypatch.setattr(Trainer, "train", None)
+    path = config(tmp_path / "config.json")
+    refusal = "The limit of (parameters|macs) is 0.1, but the smallest sub-network of the search space has"
+    with pytest.raises(ValueError, match=refusal):
+        start(tmp_path / "out", "--do_train", "--do_search", "--nncf_config", path, "--importance", "none",
+              f"--max_{limit}_ratio", "0.1")  # fmt: skip
+    with pytest.raises(ValueError, match=refusal):
+        start(tmp_path / "named", "--do_train", "--do_search", "--sampling_strategy", "random", "--search_space",
+              str(a_space_of_large_ones(tmp_path)), f"--max_{limit}_ratio", "0.1")  # fmt: skip
+
+
+def a_space_of_large_ones(tmp_path: Path) -> Path:
+    path = tmp_path / "space.json"
+    path.write_text(json.dumps({"sub_layers": {"encoder.0.attention": [3, 4]}}))
+    return path
+
+
 def test_flags_win_over_the_configuration(start, tmp_path) -> None:
     path = config(tmp_path / "config.json")
     start(tmp_path / "out", "--do_train", "--do_search", "--nncf_config", path, "--num_samples", "4",
@@ -444,7 +463,13 @@ def test_flags_win_over_the_configuration(start, tmp_path) -> None:
     [
         (("--nncf_config", "nowhere.json"), "nowhere.json"),
         (("--nncf_compat",), "nncf_compat is True, but there is no configuration"),
-        (("--kd_mode", "self_attention_distillation"), "kd_mode is 'self_attention_distillation'"),
+        (
+            ("--kd_mode", "self_attention_distillation"),
+            "kd_mode is 'self_attention_distillation', but hf-nas",
+        ),
+        (("--kd_mode", "orginal"), "kd_mode is 'orginal'; choose 'original'"),
+        (("--reorg_cache_model", "nowhere", "--importance", "none"), "has scores, but importance is 'none' and no"),
+        (("--do_search", "--min_metric", "84"), "min_metric is 84.0, but accuracy is at most 1; choose less"),
         (("--kd_temperature", "0"), "kd_temperature is 0"),
         (("--reorg_cache_model", "nowhere", "--importance", "movement"), "nowhere"),
         (("--reorg_cache_model", "nowhere"), "nowhere"),

@@ -54,8 +54,8 @@ class SearchArguments:
     checkpoint_dir_model: str | None = field(
         default=None,
         metadata={
-            "help": "Folder of a trained super-network to search, when it is not trained in the same run. Where no flag "
-            "says otherwise, it is searched in the space that it was trained in."
+            "help": "Folder of a trained super-network to search, when it is not trained in the same run. Where no "
+            "flag says otherwise, it is searched in the space that it was trained in."
         },
     )
     selection_split: float = field(

@@ -49,6 +49,11 @@ class SuperNetworkPlan:
     stages: StagedTraining | None = None
     scores: dict[str, torch.Tensor] | None = None
 
+    @property
+    def searched(self) -> SearchSpace | None:
+        """The space of the last stage, or the only one."""
+        return self.search_space if self.stages is None else self.stages.spaces[-1]
+
 
 def plan_super_network(
     nas: NasArguments,
@@ -102,11 +107,10 @@ def plan_super_network(
     space = None
     if nas.super_network.search_space == "generated":
         space = _generated(nas.eftnas, movement, model, lengths)
-    stages = stages_of(nas, model, space)
-    searched = space if stages is None else stages.spaces[-1]
-    if searched is not None and arguments.should_save:
-        searched.save(folder / SPACE_FILE)
-    return SuperNetworkPlan(space, stages, scores)
+    plan = SuperNetworkPlan(space, stages_of(nas, model, space), scores)
+    if plan.searched is not None and arguments.should_save:
+        plan.searched.save(folder / SPACE_FILE)
+    return plan
 
 
 def _space_of_trained(nas: NasArguments, model: PreTrainedModel, checkpoint: str) -> SearchSpace | None:

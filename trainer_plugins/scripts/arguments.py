@@ -1,5 +1,6 @@
 """The arguments that the example scripts have in common, and how all of them are read from the command line."""
 
+import difflib
 import os
 import sys
 from collections.abc import Sequence
@@ -20,6 +21,12 @@ from trainer_plugins.arguments import (
 )
 
 
+# What the published commands have and these do not.
+_GONE = {
+    "--evaluation_strategy": "since transformers 5 it is called --eval_strategy",
+    "--overwrite_output_dir": "the same command continues its run; delete the folder to start anew",
+    "--to_onnx": "hf-nas export writes the extracted model in that format",
+}
 FILE_TYPES = {".csv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
 
 
@@ -159,7 +166,8 @@ def parse_arguments(
         One instance each of the three types and of `NasArguments`.
 
     Raises:
-        ValueError: if two of the flags name different teachers.
+        ValueError: for a flag that there is not, a folder that does not exist, or two flags that name different
+            teachers.
     """
     # More sets of arguments than the scripts of transformers have; their defaults change nothing.
     ours = (
@@ -170,9 +178,40 @@ def parse_arguments(
     if len(sys.argv) == 2 and sys.argv[1].endswith(".json"):
         parsed = parser.parse_json_file(json_file=os.path.abspath(sys.argv[1]))
     else:
-        parsed = parser.parse_args_into_dataclasses()
+        *parsed, unknown = parser.parse_args_into_dataclasses(return_remaining_strings=True)
+        if unknown:
+            raise ValueError(_unknown(unknown[0], parser))
     model, nas = parsed[0], NasArguments(*parsed[3:])
+    _check_folders(model, nas)
     if nas.pruning.pretrained_pruned_model is not None:
         # It brings its own sizes and tokenizer; the name of the pretrained model, if it is given, says neither.
         model = replace(model, model_name_or_path=nas.pruning.pretrained_pruned_model)
     return model, *parsed[1:3], nas
+
+
+def _unknown(flag: str, parser: HfArgumentParser) -> str:
+    """The sentence about a flag that there is not."""
+    name = flag.partition("=")[0]
+    if name in _GONE:
+        return f"There is no flag {name}; {_GONE[name]}."
+    known = [option for action in parser._actions for option in action.option_strings]
+    near = difflib.get_close_matches(name, known, n=1) if name.startswith("-") else []
+    if near:
+        return f"There is no flag {name}; did you mean {near[0]}?"
+    return f"{flag!r} is no flag and belongs to none; see --help for those that there are."
+
+
+def _check_folders(model: PretrainedArguments, nas: NasArguments) -> None:
+    """Refuse paths that do not exist, which `from_pretrained` takes for names on the Hub."""
+    given = {
+        "--model_name_or_path": model.model_name_or_path,
+        "--config_name": model.config_name,
+        "--tokenizer_name": model.tokenizer_name,
+        "--kd_teacher_model": nas.distillation.kd_teacher_model,
+        "--checkpoint_dir_model": nas.search.checkpoint_dir_model,
+    }
+    for flag, name in given.items():
+        if name is None or Path(name).exists():
+            continue
+        if Path(name).is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
+            raise ValueError(f"{flag} '{name}' does not exist; give a folder that does, or a name on the Hub.")

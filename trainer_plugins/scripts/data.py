@@ -30,6 +30,8 @@ def read_table(path: Path, cache_dir: str | None = None) -> Dataset:
     try:
         table = load_dataset(kind, data_files={"train": str(path)}, split="train", cache_dir=cache_dir, **options)
     except (DatasetGenerationError, ValueError, StopIteration) as error:
+        if "corresponds to no data" in str(error) or isinstance(error.__cause__ or error, StopIteration):
+            raise ValueError(f"'{path}' has no rows; give a file that does.") from error
         raise unreadable(path, error) from error
     if _UNNAMED in table.column_names:
         names = ", ".join(name for name in table.column_names if name != _UNNAMED)

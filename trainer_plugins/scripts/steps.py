@@ -11,7 +11,11 @@ import datasets
 import transformers
 from transformers import PreTrainedModel, Trainer, TrainingArguments, set_seed
 
+from hf_nas.main_input import SequenceLengths
+from hf_nas.space import get_search_space
+from hf_nas.structures import describe
 from trainer_plugins.arguments import NasArguments
+from trainer_plugins.checks import check_limits
 from trainer_plugins.eftnas.plan import plan_super_network
 from trainer_plugins.head_pruning.checks import check_fine_tuned
 from trainer_plugins.head_pruning.run import run_head_pruning
@@ -173,6 +177,9 @@ def train_or_prune(
     plan = plan_super_network(nas, training, model, pretrained, **lengths, **data)
     if nas.eftnas.only_generate_importance_weight:
         return None
+    if training.do_train and nas.is_elastic and nas.search.do_search:
+        space = plan.searched or get_search_space(nas.super_network.search_space, describe(model))
+        check_limits(nas, model, space, SequenceLengths(sequence_length, decoder_length))
     options |= data
     if nas.prunes:
         outcome = prune(

@@ -110,10 +110,9 @@ def _read_torch(path: Path, source: str) -> tuple[Scores, dict[str, Shape]]:
     try:
         tensors = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load raises whatever the bytes of another kind of file lead to
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ValueError(
-            f"{source} is no file of tensors that can be read without running code in it ({reason}); give what "
-            "movement sparsity wrote."
+            f"{source} is no file of tensors that can be read without running code in it; give what movement sparsity "
+            "wrote."
         ) from error
     if not isinstance(tensors, Mapping) or not all(isinstance(tensor, torch.Tensor) for tensor in tensors.values()):
         raise ValueError(f"{source} is no state dict, names with tensors; give what movement sparsity wrote.")
