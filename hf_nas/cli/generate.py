@@ -3,8 +3,8 @@
 import argparse
 from pathlib import Path
 
+from hf_nas.cli.models import add_model_class, build_counted
 from hf_nas.cli.space import table
-from hf_nas.extraction.stored_models import build_without_weights
 from hf_nas.importance.movement import MovementScores
 from hf_nas.nncf_config import NncfConfig, describe_space, with_space, write
 from hf_nas.space.generated import GeneratedSpace, generate_space
@@ -30,8 +30,11 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("--count", type=int, default=5, help="Number of sizes, from whose widths the lists are made.")
     parser.add_argument("--tolerance", type=float, default=0.01, help=f"How far a size may be off: {_SIZE}.")
     parser.add_argument(
-        "--sequence_length", type=int, help="Tokens at which operations are counted; by default the configuration's."
+        "--sequence_length",
+        type=int,
+        help="Tokens at which operations are counted; by default the configuration's, which is written as it is.",
     )
+    add_model_class(parser)
     parser.add_argument(
         "--width_multiple", type=int, default=1, help="Round numbers of neurons up to a multiple of this."
     )
@@ -52,7 +55,7 @@ def run(arguments: argparse.Namespace) -> None:
     if target.is_dir():
         raise ValueError(f"--target_config {str(target)!r} is a folder; give the path of the file to write.")
     config = NncfConfig.load(source)
-    model = build_without_weights(arguments.model_name_or_path, config.model_class)
+    model = build_counted(arguments.model_name_or_path, arguments.model_class, config.model_class)
     given = arguments.sequence_length
     lengths = config.lengths if given is None else (given, None)
     generated = generate_space(

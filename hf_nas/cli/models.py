@@ -1,12 +1,13 @@
 """What the commands read: classifiers, tokenizers, and search spaces in any notation."""
 
+import argparse
 import logging
 from pathlib import Path
 
 import torch
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from hf_nas.extraction.stored_models import load_model
+from hf_nas.extraction.stored_models import build_without_weights, load_model
 from hf_nas.nncf_config import NncfConfig, nncf_space
 from hf_nas.nncf_config.reading import read_file
 from hf_nas.space import SearchSpace, get_search_space
@@ -14,6 +15,8 @@ from hf_nas.structures import describe
 
 
 __all__ = [
+    "add_model_class",
+    "build_counted",
     "load_text_classifier",
     "load_tokenizer",
     "read_nncf_config",
@@ -23,6 +26,8 @@ __all__ = [
 logger = logging.getLogger(__name__)
 
 _KEYS_OF_NNCF = ("input_info", "bootstrapNAS", "compression")
+# Heads that write over the whole vocabulary, for which no encoder is used in a task.
+_PRETRAINING = ("ForPreTraining", "ForMaskedLM")
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "vocab.json", "spiece.model")
 
 
@@ -63,6 +68,41 @@ def load_tokenizer(name_or_path: str) -> PreTrainedTokenizerBase | None:
         logger.info("%s holds no tokenizer, so none is saved.", name_or_path)
         return None
     return AutoTokenizer.from_pretrained(name_or_path)
+
+
+def add_model_class(parser: argparse.ArgumentParser) -> None:
+    """Add the flag that [`build_counted`] reads."""
+    parser.add_argument(
+        "--model_class",
+        help="Class whose operations are counted, with its head, such as BertForSequenceClassification; by default "
+        "the one that an NNCF configuration names, or else the one that config.json states.",
+    )
+
+
+def build_counted(name_or_path: str, given: str | None, of_config: str | None = None) -> PreTrainedModel:
+    """The model whose operations are counted, on the meta device.
+
+    Args:
+        name_or_path: folder or Hub name.
+        given: its class, as asked for.
+        of_config: its class, as a configuration names it.
+
+    Raises:
+        ValueError: if there is no model, or the class asked for is of another family.
+    """
+    model = build_without_weights(name_or_path, given or of_config)
+    found = type(model).__name__
+    if given is not None and found != given:
+        raise ValueError(
+            f"--model_class is {given!r}, which transformers has not for the {model.config.model_type} model "
+            f"{name_or_path!r}; give one such as {found}."
+        )
+    if given is None and found.endswith(_PRETRAINING):
+        logger.warning(
+            "Counted is a %s, as %s states, with the head of the pretraining; give --model_class to count the model "
+            "of a task.", found, name_or_path,
+        )  # fmt: skip
+    return model
 
 
 def read_nncf_config(path: str) -> NncfConfig | None:

@@ -5,8 +5,7 @@ import json
 from itertools import pairwise
 
 from hf_nas.cli.flags import check_numbers
-from hf_nas.cli.models import read_nncf_config
-from hf_nas.extraction.stored_models import build_without_weights
+from hf_nas.cli.models import add_model_class, build_counted, read_nncf_config
 from hf_nas.nncf_config import SpaceDescription, SubLayerChoices, describe_config, describe_space
 from hf_nas.space import get_search_space
 from hf_nas.structures import describe as describe_model
@@ -27,6 +26,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "--sequence_length", type=int, help="Tokens at which operations are counted; by default the configuration's."
     )
+    add_model_class(parser)
     parser.add_argument("--json", action="store_true", help="Print JSON instead of a table.")
     parser.add_argument(
         "--ignore_width_indicator",
@@ -52,10 +52,10 @@ def run(arguments: argparse.Namespace) -> None:
             )
         if length is None:
             raise ValueError("--sequence_length is missing, and a search space has none of its own; give one.")
-        model = build_without_weights(arguments.model_name_or_path)
+        model = build_counted(arguments.model_name_or_path, arguments.model_class)
         found = describe_space(get_search_space(arguments.config, describe_model(model)), model, length)
     else:
-        model = build_without_weights(arguments.model_name_or_path, config.model_class)
+        model = build_counted(arguments.model_name_or_path, arguments.model_class, config.model_class)
         found = describe_config(config, model, length, arguments.ignore_width_indicator)
     print(json.dumps(found.to_dict(), indent=2) if arguments.json else table(found))
 

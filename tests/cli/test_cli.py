@@ -76,6 +76,25 @@ def test_describe_a_configuration(files, without_weights, capsys) -> None:
     assert other["sub_layers"]["encoder.0.feed_forward"]["units"] == [24, 17, 9, 3]
 
 
+def test_the_class_that_is_counted(files, without_weights, tmp_path, capsys, caplog) -> None:
+    """A configuration that names no node leaves open which head its operations are counted with."""
+    elasticity = {"available_elasticity_dims": ["width", "depth"], "depth": {"skipped_blocks": []}}
+    bare = config(nas__training__elasticity=elasticity)
+    (tmp_path / "bare.json").write_text(json.dumps(bare))
+    describe_it = ("space", "describe", tmp_path / "bare.json", "--model_name_or_path", without_weights, "--json")
+    assert run(*describe_it) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["model"] == "BertForMaskedLM" and "with the head of the pretraining" in caplog.text
+    caplog.clear()
+    assert run(*describe_it, "--model_class", "BertForSequenceClassification") == 0
+    smaller = json.loads(capsys.readouterr().out)
+    assert smaller["model"] == "BertForSequenceClassification" and not caplog.text
+    assert smaller["largest"]["mmacs"] < found["largest"]["mmacs"]
+    for name in ("RobertaForSequenceClassification", "BertForEverything"):
+        refused(capsys, f"--model_class is '{name}', which transformers has not for the bert model", *describe_it,
+                "--model_class", name)  # fmt: skip
+
+
 def test_describe_as_a_table(files, without_weights, capsys) -> None:
     assert run("space", "describe", files / "nncf.json", "--model_name_or_path", without_weights) == 0
     lines = capsys.readouterr().out.splitlines()

@@ -30,7 +30,8 @@ def read_table(path: Path, cache_dir: str | None = None) -> Dataset:
     try:
         table = load_dataset(kind, data_files={"train": str(path)}, split="train", cache_dir=cache_dir, **options)
     except (DatasetGenerationError, ValueError, StopIteration) as error:
-        if "corresponds to no data" in str(error) or isinstance(error.__cause__ or error, StopIteration):
+        is_empty = "corresponds to no data" in str(error) or isinstance(error.__cause__ or error, StopIteration)
+        if is_empty and kind != "parquet":
             raise ValueError(f"'{path}' has no rows; give a file that does.") from error
         raise unreadable(path, error) from error
     if _UNNAMED in table.column_names:
