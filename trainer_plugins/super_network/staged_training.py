@@ -64,7 +64,8 @@ class StagedTraining:
     def learning_rates(self, optimizer: Optimizer, max_steps: int) -> LambdaLR:
         """A scheduler that follows the stages; those without a learning rate have that of the optimizer."""
         steps_per_epoch = self.steps_per_epoch(max_steps)
-        default = None if self.compat else optimizer.param_groups[0]["lr"]
+        # Not that of its groups, which a first attempt with larger batches has changed.
+        default = None if self.compat else optimizer.defaults["lr"]
         for group in optimizer.param_groups:
             group["lr"] = group["initial_lr"] = 1.0
 

@@ -62,6 +62,11 @@ def test_a_stage_without_a_learning_rate_has_that_of_the_training(compat: bool, 
     run = trainer(tmp_path, training=stages, max_grad_norm=0.0)
     run.create_optimizer_and_scheduler(6)
     assert run.lr_scheduler.get_last_lr() == pytest.approx([wanted] * len(run.optimizer.param_groups))
+    # As Trainer does it with smaller batches where the memory is too small: the same optimizer, a new schedule.
+    for group in run.optimizer.param_groups:
+        group["lr"] = 0.125
+    again = stages.learning_rates(run.optimizer, 6)
+    assert again.get_last_lr() == pytest.approx([wanted] * len(run.optimizer.param_groups))
 
 
 def test_stages_decide_length_spaces_and_learning_rates(tmp_path) -> None:
