@@ -98,7 +98,7 @@ def test_a_data_set_of_the_hub(load, translation_modules, monkeypatch):
         ('{"translation": {"en": "a", "de": null}}\n{"translation": {"en": "a", "de": "b"}}\n', "Row 0 .* in 'de'"),
         ('{"en": 1, "de": "b"}\n', "'en' in the train split is .*int64.* and not text"),
         ('{"en": "a", \n', "cannot be read as JSON"),
-        ("", "cannot be read as JSON"),
+        ("", "has no rows; give a file that does"),
     ],
 )
 def test_bad_files(load, tmp_path, content, message):
