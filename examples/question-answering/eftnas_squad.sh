@@ -31,8 +31,8 @@ python "$script" "${common[@]}" --do_eval --do_search --sampling_strategy sandwi
   --model_name_or_path "$output/teacher" \
   --importance movement --reorg_cache_model "$output/importance/movement_sparsity" \
   --search_space generated --space_smallest 0.45 --space_count 5 \
-  --kd_teacher_model "$output/teacher" --num_train_epochs 4 \
-  --search_strategy nsga2 --num_samples 40 --max_selection_samples 500 --search_objectives error macs \
+  --kd_teacher_model "$output/teacher" --num_train_epochs 6 \
+  --search_strategy nsga2 --num_samples 60 --max_selection_samples 2000 --search_objectives error macs \
   --max_macs_ratio 0.5 --output_dir "$output/super_network" "$@"
 
 echo "The extracted model is in $output/super_network/extracted."
